@@ -88,7 +88,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
     assert inputs.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
-    assert sync.sync(folder, None, None, whole=True) == f"all is in {uri}"
+    assert sync.sync(folder, None, whole=True) == f"all is in {uri}"
     assert client(home).get_run(run_id).info.artifact_uri == f"{(home / 'mlartifacts').as_uri()}/{run_id}/artifacts"
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_run_file_is_named_by_everything_that_reads_it(
     (folder / run_directory.FACTS).write_text(content)
     reads: list[Callable[[], object]] = [
         lambda: resume.expand([f"resume={folder}"]), lambda: saved_run.find(str(folder)),
-        lambda: sync.sync(folder, None, None, whole=True), lambda: active_run.check_vacant(folder, config()),
+        lambda: sync.sync(folder, None, whole=True), lambda: active_run.check_vacant(folder, config()),
     ]  # fmt: skip
     for read in reads:
         with pytest.raises(ConfigError) as caught:

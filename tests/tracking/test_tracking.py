@@ -29,6 +29,7 @@ from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes import scratch
 from experiments.runs.curves import PHASES, parse
+from experiments.storage import atomic_files
 from experiments.storage.csv_files import read_rows
 from experiments.tracking import (
     buffer,
@@ -720,7 +721,7 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
         run.end("FAILED", "ConfigError: must_reach")
     assert {path.name for path in folder.iterdir()} == {upload.UNSENT, upload.MODEL}
     (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
-    assert sync.sync(folder, None, None, whole=True) == f"all is in {store.uri}"
+    assert sync.sync(folder, None, whole=True) == f"all is in {store.uri}"
     assert {path.name for path in folder.iterdir()} <= {"run.json", ".run.lock"}
     found = client.get_run(run_id)
     assert (found.info.status, found.data.tags["failure"]) == ("FAILED", "ConfigError: must_reach")
@@ -743,7 +744,7 @@ def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     other = client.create_run("1").info.run_id
-    monkeypatch.setattr(buffer, "write", full)
+    monkeypatch.setattr(atomic_files, "write_file", full)
     mlflow_run.MlflowRun(other, folder).end("KILLED", "Stopped: SIGTERM")
     found = client.get_run(other)
     assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
@@ -772,10 +773,10 @@ def test_a_model_that_keras_cannot_save_holds_back_neither_other_messages_nor_th
 def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store, away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     end = {"status": "KILLED", "failure": "Stopped: SIGTERM", "time": 5000}
-    buffer.write(folder, [upload.Message(run_id, Kind.END, end)])
+    (folder / upload.UNSENT).write_text(json.dumps([run_id, Kind.END, end]) + "\n")
     facts = {"command": {}, "run_id": run_id, "store": store.uri, "status": "FINISHED"}
     (folder / "run.json").write_text(json.dumps(facts))
-    sync.sync(folder, None, None, whole=False)
+    sync.sync(folder, None, whole=False)
     found = client.get_run(run_id)
     assert found.info.status == "FINISHED" and "failure" not in found.data.tags
 

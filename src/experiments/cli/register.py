@@ -22,7 +22,7 @@ def main() -> None:
     from experiments.deploy import saved_run
     from experiments.system.redaction import redact_credentials
     from experiments.system.startup import quiet_start
-    from experiments.tracking import queries, registry
+    from experiments.tracking import connection, model_logging, queries
 
     run = saved_run.find(arguments.run, arguments.uri)
     uri, name, alias = arguments.uri or run.store, arguments.name, arguments.alias
@@ -31,8 +31,9 @@ def main() -> None:
     if queries.logged_model(uri, run.run_id) is None:
         with quiet_start():
             model = run.model()
-        registry.log_model(uri, run.run_id, model, run.classes)
-    version = registry.register(uri, run.run_id, name, alias)
+        with connection.client(uri, f"run {run.run_id}: its model cannot be logged"):
+            model_logging.log_model(run.run_id, model, run.classes)
+    version = model_logging.register(uri, run.run_id, name, alias)
     where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))
     print(f"  export MLFLOW_TRACKING_URI={redact_credentials(uri)}")

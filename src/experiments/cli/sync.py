@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -28,15 +27,16 @@ def main() -> None:
     wrong = [folder for folder in arguments.folders if RunDirectory(folder).lacks([FACTS])]
     if wrong:
         parser.error(f"no run's folder, as it has no {FACTS}. Received: {', '.join(map(str, wrong))}")
-    from experiments.tracking.sync import pending_directories, sync
+    from experiments.tracking.sync import sync
+    from experiments.tracking.upload import UNSENT
 
-    failed, variable = 0, os.environ.get("MLFLOW_TRACKING_URI")  # read first, because MLflow sets it when it is used
-    folders = arguments.folders or pending_directories(Path(default_outputs()))
+    failed = 0
+    folders = arguments.folders or sorted(path.parent for path in Path(default_outputs()).glob(f"*/**/{UNSENT}"))
     if not folders:
         print(f"Nothing to upload: no run or sweep in {default_outputs()} has a tracking buffer")
     for folder in folders:
         try:
-            print(f"{folder}: {sync(folder.resolve(), arguments.uri, variable, whole=bool(arguments.folders))}")
+            print(f"{folder}: {sync(folder.resolve(), arguments.uri, whole=bool(arguments.folders))}")
         except (ConfigError, OSError) as error:  # the other runs may succeed
             failed += 1
             print(f"{folder}: {error}", file=sys.stderr)

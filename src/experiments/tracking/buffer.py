@@ -1,7 +1,6 @@
-"""Tracking buffer: the messages of a run for MLflow, which are kept while the tracking store is unavailable.
+"""Tracking buffer: the messages of a run for MLflow. An unavailable store neither stops the run nor loses data.
 
-An unavailable store neither stops a run nor loses data. Messages that cannot be uploaded are kept in the run directory,
-for the run's next attempt or for `experiments sync`; both use the same TrackingBuffer.
+Messages that cannot be uploaded are kept in the run directory, for the next attempt or for `experiments sync`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +45,8 @@ class TrackingBuffer:
     def drop_outdated(self, replaced: str | None = None) -> None:
         """Drop buffered messages that are outdated, as a new or resumed run begins in this directory.
 
-        Messages about the end of this run are outdated, as it continues. Artifacts and models of other runs are
-        dropped, as their files are no longer in this directory.
-
-        Args:
-            replaced: the id of the run that this one replaces because the store no longer has it; all of its messages
-                are dropped.
+        These are the end of this run, artifacts and models of other runs, whose files are no longer in this directory,
+        and all messages of the run `replaced`, which the store no longer has.
         """
         mine = [message for message in self.waiting if message.run_id == self.run_id and message.kind != Kind.END]
         others = [message for message in self.waiting if message.run_id not in (self.run_id, replaced)]
@@ -73,10 +67,8 @@ class TrackingBuffer:
     def send(self, *, points: bool = False, last: bool = False) -> None:
         """Upload the buffered messages in order, and keep in the run directory those that cannot be uploaded.
 
-        Args:
-            points: whether only points of curves were added, which are sent at most every SEND_EVERY seconds.
-            last: whether this is the last attempt, which is made at once. Otherwise, after a failed attempt, the next
-                one is made only after ten times the duration of the failed one.
+        After a failed attempt, the next one is made only after ten times its duration, but the `last` one at once.
+        If only points of curves were added, they are sent at most every SEND_EVERY seconds.
         """
         if self.run_id is None:
             return
@@ -129,7 +121,11 @@ class TrackingBuffer:
                 aside.replace(file)
             finally:
                 aside.unlink(missing_ok=True)
-        write(self.folder, self.waiting)
+        if self.waiting:
+            text = "".join(f"{json.dumps(message)}\n" for message in self.waiting)
+            atomic_files.write_file(self.folder / UNSENT, text.encode())
+        else:
+            (self.folder / UNSENT).unlink(missing_ok=True)
         self.kept = time.monotonic()
 
 
@@ -146,12 +142,3 @@ def read(folder: Path) -> list[Message]:
         return []
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{folder / UNSENT}: is damaged ({error}). Move it away to go on without it") from None
-
-
-def write(folder: Path, messages: Iterable[Message]) -> None:
-    """Write the messages to a run directory atomically; without any, delete the file."""
-    text = "".join(f"{json.dumps(message)}\n" for message in messages)
-    if text:
-        atomic_files.write_file(folder / UNSENT, text.encode())
-    else:
-        (folder / UNSENT).unlink(missing_ok=True)

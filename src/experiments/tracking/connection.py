@@ -46,8 +46,7 @@ def missing(uri: str) -> bool:
 def use(uri: str) -> None:
     """Import MLflow with ENVIRONMENT and make it use a store in this process.
 
-    MLflow also sets MLFLOW_TRACKING_URI, for processes that it starts. This function restores the user's value of the
-    variable, as it decides the store of later runs in this process.
+    MLflow also sets MLFLOW_TRACKING_URI. The user's value is restored, as it decides the store of later runs.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -86,7 +85,7 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 @contextmanager
 def client(uri: str, failure: str | None = None) -> Iterator[MlflowClient]:
-    """Make MLflow use a store and yield a client of it; see `errors`."""
+    """Make MLflow use a store, yield a client of it, and raise the errors of the block as `errors` does."""
     use(uri)
     import mlflow
 
@@ -96,15 +95,7 @@ def client(uri: str, failure: str | None = None) -> Iterator[MlflowClient]:
 
 @contextmanager
 def errors(uri: str, failure: str | None = None) -> Iterator[None]:
-    """Raise the errors of MLflow in a `with` block as ConfigError.
-
-    Args:
-        uri: the tracking store.
-        failure: the beginning of the error message; None for the message that the store cannot be used.
-
-    Raises:
-        ConfigError: the store is unavailable, or has rejected a request.
-    """
+    """Raise errors of MLflow in the block as ConfigError, which begins with `failure` or says the store is unusable."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -115,11 +106,7 @@ def errors(uri: str, failure: str | None = None) -> Iterator[None]:
 
 
 def check_runs(uri: str) -> None:
-    """Check that a store from which runs are to be read exists and is available.
-
-    Raises:
-        ConfigError: no run has created the store yet, or `check` fails.
-    """
+    """Raise ConfigError if no run has created a store from which runs are to be read, or if `check` fails."""
     if missing(uri):
         raise ConfigError(f"No runs yet: there is no {sqlite_file(uri)}. Train first, or give --uri")
     check(uri)
@@ -133,19 +120,18 @@ def check_exists(uri: str, hint: str = "") -> None:
 
 
 def check(uri: str | None) -> None:
-    """Check that a server or a database's host responds; correct the addresses in an SQLite store that was moved.
+    """Raise ConfigError if a server or a database's host does not respond, or the installed MLflow cannot use a file.
 
-    Raises:
-        ConfigError: there is no response, or the installed MLflow cannot use the SQLite store.
+    The addresses in an SQLite store that was moved are corrected.
     """
-    file = sqlite_file(uri or "")
-    if file is not None:
-        if found := migrations.sqlite_problem(file, str(uri)):
-            raise unusable(str(uri), *found)
+    uri = uri or ""
+    if (file := sqlite_file(uri)) is not None:
+        if found := migrations.sqlite_problem(file, uri):
+            raise unusable(uri, *found)
         moved_store.follow_move(file)
         return
     try:
-        parts = urlsplit(uri or "")
+        parts = urlsplit(uri)
         if parts.scheme in ("http", "https"):
             # User and password are removed, because urllib would treat them as a part of the host.
             plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -156,17 +142,11 @@ def check(uri: str | None) -> None:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
-            raise unusable(str(uri), str(error)) from None
+            raise unusable(uri, str(error)) from None
 
 
 def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
-    """Return the error for a store that cannot be used.
-
-    Args:
-        uri: of the store.
-        reason: usually MLflow's error message.
-        remedy: what the user can do; None for the usual advice for a local or a remote store.
-    """
+    """Return the error for a store that cannot be used, with MLflow's reason and, unless given, the usual remedy."""
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
         reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
     reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's messages contain the whole statement, which is cut off.

@@ -56,19 +56,15 @@ def environment_tags() -> dict[str, str]:
         "host": socket.gethostname(),
         "command": redact_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:5000],
     }
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    if commit:
+    if commit := _git("rev-parse", "HEAD"):
         tags["git.commit"] = commit
-    if commit and changes is not None:
-        tags["git.dirty"] = str(bool(changes)).lower()
+        if (changes := _git("status", "--porcelain")) is not None:
+            tags["git.dirty"] = str(bool(changes)).lower()
     return tags
 
 
 def _git(*arguments: str) -> str | None:
-    """Return git's output for this package's checkout, or for the current directory if the package is installed.
-
-    Return None if git fails.
-    """
+    """Return git's output for this package's checkout, else for the current directory; None if git fails."""
     place = REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
     try:
         done = subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True, timeout=10, check=True)

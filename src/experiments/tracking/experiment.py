@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from filelock import FileLock
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.storage.atomic_files import draft, sync
+from experiments.storage.atomic_files import writing_file
 from experiments.system.paths import sqlite_file, sqlite_uri
 from experiments.tracking import connection, liveness, view
 from experiments.tracking.queries import experiment_in_trash
@@ -19,10 +18,8 @@ def open_experiment(config: Config) -> str:
     """Make MLflow use the tracking store and return the id of the experiment; both are created if they are missing.
 
     They are created under a lock, because processes that initialise one SQLite store concurrently damage it; MLflow
-    initialises it when a client is created. Runs whose process has died are ended.
-
-    Raises:
-        ConfigError: the store cannot be used, or the experiment is in MLflow's trash.
+    initialises it when a client is created. Runs whose process has died are ended. An experiment in MLflow's trash is
+    a ConfigError.
     """
     uri, name = str(config.tracking.uri), config.tracking.experiment
     database = sqlite_file(uri)
@@ -38,7 +35,9 @@ def open_experiment(config: Config) -> str:
             client = mlflow.MlflowClient()
             found = client.get_experiment_by_name(name)
             if found is None:
-                place = artifact_uri(config.tracking.artifacts)
+                place = config.tracking.artifacts
+                if place is not None and "://" not in place:
+                    place = Path(place).resolve().as_uri()
                 return str(client.create_experiment(name, place, tags=view.tags()))
         if found.lifecycle_stage == "deleted":
             raise ConfigError(
@@ -56,16 +55,5 @@ def make_tables(database: Path) -> None:
     # The caller holds the lock, so that temporary files can only be left from killed processes.
     for torn in database.parent.glob(f".{database.name}.*"):
         torn.unlink(missing_ok=True)
-    aside = draft(database)
-    try:
-        mlflow.MlflowClient(sqlite_uri(aside))
-        sync(aside)
-        os.replace(aside, database)
-        sync(database.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def artifact_uri(place: str | None) -> str | None:
-    """Return the artifact location in the form that MLflow expects: a URI unchanged, a path as an absolute file URI."""
-    return place if place is None or "://" in place else Path(place).resolve().as_uri()
+    with writing_file(database) as empty:
+        mlflow.MlflowClient(sqlite_uri(Path(empty.name)))

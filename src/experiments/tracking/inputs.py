@@ -21,13 +21,10 @@ ARTIFACTS = {
 
 
 def fetch(config: Config, folder: Path) -> dict[str, Path]:
-    """Download the files for the run ids in a configuration, with the records of what those runs were trained on.
+    """Fetch the files of other runs into a run directory as its inputs.
 
-    Copy the files of `continue_from`, and those records of a weights file in the folder of a run.
-
-    Args:
-        config: the validated configuration.
-        folder: the run directory, which receives them as its inputs.
+    They are those for the run ids in the configuration, with the records of what those runs were trained on; those of
+    `continue_from`; and those records of the run to which a weights file belongs.
 
     Returns:
         Key of the configuration -> file; of `continue_from`, the directory of the copies.
@@ -50,30 +47,25 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     uri = config.tracking.uri
     if uri is None:
         raise ConfigError(f"{', '.join(named)}: a run id needs a tracking store. Received: tracking=none")
-    connection.use(uri)
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    with connection.client(uri) as client:
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient()
-    for key, run_id in named.items():
-        try:
+        for key, run_id in named.items():
             run = find_run(client, run_id)
-        except MlflowException:  # The download below reports the same error.
-            run = None
-        if run is not None and in_trash(run):
-            raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
-        place = RunDirectory(folder).inputs(key)
-        for name in (MANIFEST, EARLIER, ARTIFACTS[key]):
-            try:
-                if name == EARLIER and not any(file.path == name for file in client.list_artifacts(run_id)):
-                    continue
-                path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(place))
-            except (MlflowException, OSError) as error:
-                raise ConfigError(
-                    f"{key}: run {run_id} in {redact_credentials(uri)} has no {name}: {str(error)[:300]}. "
-                    "Give the id of a run in this tracking store, or a file"
-                ) from None
-        files[key] = Path(path)
+            if run is not None and in_trash(run):
+                raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
+            place = str(RunDirectory(folder).inputs(key))
+            for name in (MANIFEST, EARLIER, ARTIFACTS[key]):
+                try:
+                    if name == EARLIER and not any(file.path == name for file in client.list_artifacts(run_id)):
+                        continue
+                    files[key] = Path(download_artifacts(run_id=run_id, artifact_path=name, dst_path=place))
+                except (MlflowException, OSError) as error:
+                    raise ConfigError(
+                        f"{key}: run {run_id} in {redact_credentials(uri)} has no {name}: {str(error)[:300]}. "
+                        "Give the id of a run in this tracking store, or a file"
+                    ) from None
     return files
 
 
@@ -88,8 +80,5 @@ def file_of_run(config: Config) -> Path | None:
 def run_ids(config: Config) -> dict[str, str]:
     """Return the run ids in a configuration by key, except those that its regime ignores."""
     values = {"model.weights": config.model.weights, "regime.head_from": config.regime.head_from}
-    return {
-        key: value
-        for key, value in values.items()
-        if value is not None and RUN_ID.fullmatch(value) and key not in config.regime.ignores
-    }
+    read = {key: value for key, value in values.items() if key not in config.regime.ignores}
+    return {key: value for key, value in read.items() if value is not None and RUN_ID.fullmatch(value)}

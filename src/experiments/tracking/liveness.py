@@ -14,16 +14,14 @@ from pathlib import Path
 
 import psutil
 
+from experiments.training.types import Status
+
 HEARTBEAT = 60.0  # seconds between two heartbeats
 STALE = 10 * HEARTBEAT  # seconds without a heartbeat after which a process on another machine counts as dead
 
 
 def owner(pid: int | None = None) -> dict[str, str]:
-    """Return tags that identify the process of a run, by which others can find out whether it is still alive.
-
-    Args:
-        pid: of the process; None for this one.
-    """
+    """Return tags that identify a process (None: this one), by which others can find out whether it is still alive."""
     process = psutil.Process(pid)
     return {
         "owner.host": socket.gethostname(),
@@ -44,11 +42,7 @@ def place() -> str:
 
 @contextmanager
 def heartbeat(send: Callable[[str], object]) -> Iterator[None]:
-    """Send a heartbeat every minute while the block runs, for other machines, which cannot check the process.
-
-    Args:
-        send: called with the new value of the tag owner.heartbeat.
-    """
+    """Send the tag owner.heartbeat every minute in the block, for other machines, which cannot check the process."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -66,7 +60,6 @@ def heartbeat(send: Callable[[str], object]) -> Iterator[None]:
 def mark_lost(experiment: str) -> None:
     """End the runs of an experiment whose process has died without ending them: by kill -9, or with its machine."""
     import mlflow
-    from mlflow.entities import RunStatus
     from mlflow.exceptions import MlflowException
 
     client = mlflow.MlflowClient()
@@ -77,18 +70,13 @@ def mark_lost(experiment: str) -> None:
                 # The process may have ended its run after the search and before it was found dead, or another process
                 # may have resumed the run. A dead process writes nothing more, so the second reading is conclusive.
                 now = client.get_run(run.info.run_id)
-                if now.info.status != "RUNNING" or not lost(now.data.tags):
-                    continue
-                client.set_tag(run.info.run_id, "failure", reason)
-                client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+                if now.info.status == "RUNNING" and lost(now.data.tags):
+                    client.set_tag(run.info.run_id, "failure", reason)
+                    client.set_terminated(run.info.run_id, Status.KILLED)
 
 
 def lost(tags: Mapping[str, str]) -> bool:
-    """Return whether the process that a run's tags identify has died.
-
-    Return False if the tags are missing or have values that `owner` does not write, as another tool, or a person, may
-    have written tags with these names.
-    """
+    """Return whether the process that a run's tags identify has died; False for tags that `owner` did not write."""
     try:
         host, pid = tags["owner.host"], int(tags["owner.pid"])
         started, heartbeat = float(tags["owner.started"]), float(tags["owner.heartbeat"])

@@ -18,31 +18,19 @@ TIMEOUT = 5.0  # seconds that another process may hold the database
 
 
 def sqlite_problem(file: Path, uri: str) -> tuple[str, str] | None:
-    """Return why MLflow cannot use an SQLite file, and the remedy.
-
-    Return None if it can, or if there is another problem, which MLflow reports itself.
-    """
-    if not file.is_file():
-        return None
+    """Return why MLflow cannot use an SQLite file, and the remedy; None if it can, or reports the problem itself."""
     with contextlib.suppress(sqlite3.Error):
         with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=TIMEOUT)) as db:
             tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "experiments" not in tables:
-                return None
             rows = db.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
             versions = [str(row[0]) for row in rows]
-        return problem(versions[0] if versions else "none", uri, file)
+        if "experiments" in tables:
+            return problem(versions[0] if versions else "none", uri, file)
     return None
 
 
 def problem(version: str, uri: str, file: Path | None = None) -> tuple[str, str] | None:
-    """Return why the installed MLflow cannot use a schema of this version, and the remedy; None if it can.
-
-    Args:
-        version: the version that Alembic has recorded in the database.
-        uri: of the database, for the remedy.
-        file: the file of an SQLite database.
-    """
+    """Return why the installed MLflow cannot use a schema of this Alembic version, and the remedy; None if it can."""
     known, newest = installed_versions()
     if not known or version == newest:
         return None
@@ -63,9 +51,8 @@ def problem(version: str, uri: str, file: Path | None = None) -> tuple[str, str]
 def installed_versions() -> tuple[frozenset[str], str]:
     """Return the schema versions in the installed MLflow's migrations, and the newest one, without importing MLflow."""
     spec = importlib.util.find_spec("mlflow")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
     before = {}
-    for folder in folders:
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("store/db_migrations/versions/*.py"):
             text = path.read_text(encoding="utf-8")
             found = dict(re.findall(r"""^(revision|down_revision)\s*=\s*["'](\w+)["']""", text, re.MULTILINE))

@@ -43,9 +43,6 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[M
         config: the validated configuration.
         folder: the run directory.
         run_id: the id of the MLflow run to continue; None for a new one.
-
-    Raises:
-        ConfigError: the tracking store cannot be opened, or the tracking buffer in the run directory is damaged.
     """
     if config.tracking.uri is None:
         yield MlflowRun(None, folder)
@@ -75,12 +72,8 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[M
 def start_run(config: Config, experiment: str, folder: Path, run_id: str | None) -> str:
     """Start an MLflow run, or continue one, and return its id.
 
-    A run in MLflow's trash is restored. A run that is not in the tracking store is replaced with a new one, as a
-    resumed run logs all of its epochs again. The run is not MLflow's active run, because MLflow marks that one as
-    FINISHED at the end of the process, even if the run has failed.
-
-    Raises:
-        ConfigError: the store cannot be used.
+    A run that is not in the tracking store is replaced with a new one, as a resumed run logs all of its epochs again.
+    The run is not MLflow's active run, which MLflow marks as FINISHED at the end of the process, even after a failure.
     """
     uri, plain = str(config.tracking.uri), logged(config)
     tags = {**liveness.owner(), "run_folder": str(folder)}
@@ -140,20 +133,14 @@ class MlflowRun:
         self.buffer.send()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Log one point of every curve; epochs that are shorter than SEND_EVERY are sent together.
-
-        An epoch of a head takes less time than a call to MLflow.
-        """
+        """Log one point of every curve; epochs that are shorter than SEND_EVERY are sent together."""
         self.buffer.put(Kind.METRICS, metric_points(record))
         self.buffer.send(points=True)
 
     def results(self, metrics: Mapping[str, float], facts: Mapping[str, Any], timestamp: int) -> None:
-        """Log the final metrics and facts.
+        """Log the final metrics, and facts as tags.
 
-        Args:
-            metrics: final metrics by name.
-            facts: become tags.
-            timestamp: of the metrics, in ms since 1970. Logging them again with the same timestamp is idempotent.
+        Logging metrics again with the same timestamp, in ms since 1970, is idempotent.
         """
         self.buffer.put(Kind.METRICS, [[name, value, timestamp, 0] for name, value in metrics.items()])
         self.buffer.put(Kind.TAGS, dict(facts))
@@ -171,15 +158,11 @@ class MlflowRun:
         self.buffer.send()
 
     def end(self, status: str, reason: str | None) -> None:
-        """End the run, and log a warning if messages could not be uploaded.
-
-        The messages are written to the disk first, because a process that is being stopped may be killed while it
-        waits for a server.
-        """
+        """End the run, and log a warning if messages could not be uploaded."""
         self.buffer.put(Kind.END, {"status": status, "failure": reason, "time": int(time.time() * 1000)})
         # The disk may be full, or Keras cannot save the model; an error that has ended the run is raised anyway.
         with contextlib.suppress(Exception):
-            self.buffer.keep()
+            self.buffer.keep()  # first, because a process that is being stopped may be killed while it waits below
         with contextlib.suppress(Exception):
             self.buffer.send(last=True)
         if self.buffer.waiting:

@@ -1,9 +1,11 @@
-"""Logging of a run's model to MLflow, for mlflow.keras, for serving and for the model registry."""
+"""Logging of a run's model to MLflow, for mlflow.keras and for serving, and its registration in the model registry."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.system.paths import PACKAGE
+from experiments.tracking import connection
 
 if TYPE_CHECKING:
     import keras
@@ -52,6 +55,20 @@ def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
     for old in begun:
         client.delete_logged_model(old.model_id)
+
+
+def register(uri: str, run_id: str, name: str, alias: str | None) -> str:
+    """Register a run's logged model under a name, unless it is so already; return the version, which gets the alias."""
+    with connection.client(uri, f"{name}: MLflow's registry does not take it") as client:
+        import mlflow
+
+        versions = client.search_model_versions(f"name = '{name}'")
+        known = [version for version in versions if version.run_id == run_id]
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow would print the version there.
+            made = known[0] if known else mlflow.register_model(f"runs:/{run_id}/{NAME}", name)
+        if alias:
+            client.set_registered_model_alias(name, alias, made.version)
+        return str(made.version)
 
 
 class Flavor:

@@ -16,14 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def follow_move(file: Path) -> None:
-    """Correct the artifacts' addresses in an SQLite store whose directory was moved or copied.
+    """Correct the artifacts' addresses in an SQLite file whose directory was moved or copied.
 
     MLflow records absolute addresses. Without this correction, old artifacts would not be found, and new ones would be
-    written to the previous directory. It is made only for the layout of outputs/, with the artifacts beside the
-    database.
-
-    Args:
-        file: the database.
+    written to the previous directory. It is made only for the layout of outputs/, with the artifacts beside the file.
     """
     here = file.resolve().with_name(ARTIFACTS)
     if not file.is_file():

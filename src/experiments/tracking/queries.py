@@ -44,12 +44,8 @@ class RunFacts:
 def find_runs(uri: str, wanted: Sequence[str]) -> list[RunFacts]:
     """Return finished runs, in the order of `wanted`.
 
-    Args:
-        uri: the tracking store.
-        wanted: run ids, prefixes of them, run names, or what follows a dash in these, up to the end.
-
-    Raises:
-        ConfigError: the store does not exist, or a name fits no finished run or several.
+    These are run ids, prefixes of them, run names, or what follows a dash in names, up to the end. One that fits no
+    finished run, or several, is a ConfigError.
     """
     found, chosen = search_runs(uri) if wanted else [], list[RunFacts]()
     for name in wanted:
@@ -95,10 +91,8 @@ def _why_not(uri: str, name: str) -> str:
 def search_runs(uri: str, query: str = "") -> list[RunFacts]:
     """Return the finished training runs that fit a query in MLflow's syntax, the oldest first.
 
-    Other MLflow runs, such as those of sweeps and comparisons, are not returned.
-
-    Raises:
-        ConfigError: the store does not exist or cannot be used, or MLflow cannot parse the query.
+    Other MLflow runs, such as those of sweeps and comparisons, are not returned. A query that MLflow cannot parse is a
+    ConfigError.
     """
     connection.check_runs(uri)
     with connection.client(uri):
@@ -118,12 +112,7 @@ def search_runs(uri: str, query: str = "") -> list[RunFacts]:
 
 
 def _all_runs(query: str, experiment: str | None = None) -> list[Run]:
-    """Return the runs of the store in use that fit a query and are not in the trash, the oldest first.
-
-    Args:
-        query: in MLflow's syntax.
-        experiment: the name of their experiment; None for those of all experiments.
-    """
+    """Return the runs of one or all experiments that fit a query and are not in the trash, the oldest first."""
     import mlflow
 
     return mlflow.search_runs(
@@ -151,20 +140,18 @@ def in_trash(run: Run) -> bool:
 
 def trashed(uri: str, run: Run) -> str:
     """Return a message about a run in MLflow's trash, with the command that restores it."""
-    place, run_id = shlex.quote(redact_credentials(uri)), run.info.run_id
-    return (
-        f"this run is in MLflow's trash. Restore it: MLFLOW_TRACKING_URI={place} mlflow runs restore --run-id {run_id} "
-        "(or in MLflow's UI: the filter State: Deleted)"
-    )
+    command = f"{_mlflow(uri)} runs restore --run-id {run.info.run_id}"
+    return f"this run is in MLflow's trash. Restore it: {command} (or in MLflow's UI: the filter State: Deleted)"
 
 
 def experiment_in_trash(uri: str, experiment: Experiment) -> str:
     """Return a message about an experiment in MLflow's trash, with the command that restores it."""
-    command = f"MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))} mlflow experiments restore"
-    return (
-        f"the MLflow experiment {experiment.name!r} is in MLflow's trash, with its runs. Restore it: "
-        f"{command} --experiment-id {experiment.experiment_id}"
-    )
+    command = f"{_mlflow(uri)} experiments restore --experiment-id {experiment.experiment_id}"
+    return f"the MLflow experiment {experiment.name!r} is in MLflow's trash, with its runs. Restore it: {command}"
+
+
+def _mlflow(uri: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))} mlflow"
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
@@ -180,11 +167,7 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def logged_model(uri: str, run_id: str) -> Path | None:
-    """Return the directory of the model that a run has logged, downloaded if need be; None if it has logged none.
-
-    Raises:
-        ConfigError: the store cannot be used, or the download fails.
-    """
+    """Return the directory of the model that a run has logged, downloaded if need be; None if it has logged none."""
     with connection.client(uri, f"run {run_id}: its model cannot be read from MLflow") as client:
         from mlflow.artifacts import download_artifacts
         from mlflow.entities import LoggedModelStatus
@@ -203,10 +186,7 @@ def artifact(uri: str, run_id: str, name: str, folder: str | None = None, larges
         run_id: of the run.
         name: path of the artifact.
         folder: receives a copy; None: an artifact that is not on this machine is downloaded to a new directory.
-        largest: the number of bytes that it may have.
-
-    Raises:
-        ConfigError: the store cannot be used, the download fails, or the artifact is larger.
+        largest: the number of bytes that it may have; a larger one is a ConfigError.
     """
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
         sizes = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id)}
@@ -221,7 +201,7 @@ def read_files(
     """Return the contents of artifacts of a run, by name; of the optional ones, those that exist.
 
     Raises:
-        ConfigError: one of `names` does not exist, one has more bytes than `largest`, or the store cannot be used.
+        ConfigError: one of `names` does not exist, or one has more bytes than `largest`.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: artifact(uri, run_id, name, folder, largest) for name in (*names, *optional)}
@@ -240,7 +220,7 @@ def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
         trash: whether to accept a run in MLflow's trash.
 
     Raises:
-        ConfigError: there is no such run, several fit, or the store cannot be used.
+        ConfigError: there is no such run, or several fit.
     """
     is_id = RUN_ID.fullmatch(named)
     reason = "there is no such file" if is_id else "no folder has this name, and no run there has such an id or name"
@@ -271,11 +251,7 @@ def _whole_id(named: str, key: str) -> str | None:
 
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Prediction]:
-    """Return a run's logged predictions.
-
-    Raises:
-        ConfigError: the run has no predictions for this split, or the store cannot be used.
-    """
+    """Return a run's logged predictions; a run without any for this split is a ConfigError."""
     name = f"{predictions.stem(split)}.json"
     found = read_files(uri, run.run_id, (), (name,))
     if name not in found:
@@ -285,21 +261,13 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Pr
 
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
-    """Return a run's epochs from its logged curves; an empty list if it has logged none.
-
-    Raises:
-        ConfigError: the store cannot be used.
-    """
+    """Return a run's epochs from its logged curves; an empty list if it has logged none."""
     text = read_files(uri, run.run_id, (), (CURVES,)).get(CURVES)
     return curves.parse(text.decode(errors="replace")) if text else []
 
 
 def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
-    """Return the ids of those runs that are in the tracking store's trash or not in the store.
-
-    Raises:
-        ConfigError: the store cannot be used.
-    """
+    """Return the ids of those runs that are in the tracking store's trash or not in the store."""
     connection.check(uri)
     with connection.client(uri):
         wanted = ", ".join(f"'{run_id}'" for run_id in run_ids)
@@ -308,13 +276,7 @@ def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
 
 
 def finished(uri: str, experiment: str) -> dict[str, RunFacts]:
-    """Return the finished runs of an experiment by their identity; an empty mapping if there is no store yet.
-
-    Of several runs with the same identity, the latest is returned.
-
-    Raises:
-        ConfigError: the store cannot be used.
-    """
+    """Return the latest finished run of an experiment for each identity; an empty mapping if there is no store yet."""
     if connection.missing(uri):
         return {}
     with connection.client(uri):

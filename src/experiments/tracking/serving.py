@@ -82,27 +82,19 @@ class Classifier:
         else:
             pixels = self._checked(np.asarray(data))
         batches = [self._run(pixels[at : at + BATCH].astype("float32")) for at in range(0, len(pixels), BATCH)]
-        rows = [row for batch in batches for row in np.asarray(batch, "float64")]
-        best = [self._best(row) for row in rows]
+        rows = np.concatenate([np.zeros((0, len(self.classes))), *batches])  # [N, classes] float64
+        best = rows.argmax(axis=1)
+        if self.positive is not None and self.threshold is not None:
+            positive = self.classes.index(self.positive)
+            best = np.where(rows[:, positive] >= self.threshold, positive, 1 - positive)
         return pd.DataFrame({
             "class": [self.classes[at] for at in best],
-            "probability": [float(row[at]) for row, at in zip(rows, best, strict=True)],
+            "probability": rows[np.arange(len(rows)), best],
             "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in rows],
         })  # fmt: skip
 
-    def _best(self, row: np.ndarray) -> int:
-        """Return the index of the predicted class for probabilities [classes]."""
-        if self.positive is None or self.threshold is None:
-            return int(row.argmax())
-        positive = self.classes.index(self.positive)
-        return positive if row[positive] >= self.threshold else 1 - positive
-
     def _decoded(self, files: Sequence[Any]) -> np.ndarray:
-        """Decode image files to pixels [N, H, W, 3] uint8.
-
-        Raises:
-            MlflowException: files cannot be decoded.
-        """
+        """Decode image files to pixels [N, H, W, 3] uint8, or raise MlflowException."""
         pixels = np.zeros((len(files), self.size, self.size, 3), "uint8")
 
         def decode(row: int) -> str | None:
@@ -122,11 +114,7 @@ class Classifier:
         return pixels
 
     def _checked(self, pixels: np.ndarray) -> np.ndarray:
-        """Validate pixels and return them as [N, H, W, 3].
-
-        Raises:
-            MlflowException: the shape, the dtype or the range of values is wrong.
-        """
+        """Return pixels as [N, H, W, 3], or raise MlflowException for a wrong shape, dtype or range."""
         shape = (self.size, self.size, 3)
         if pixels.shape == shape:
             pixels = pixels[None]
@@ -144,11 +132,7 @@ class Classifier:
 
 
 def _content(file: Any) -> bytes:
-    """Return the bytes of an image file, which is given as bytes or as base64 text.
-
-    Raises:
-        DataError: it is neither bytes nor base64 text.
-    """
+    """Return the bytes of an image file, which is given as bytes or as base64 text, or raise DataError."""
     if isinstance(file, bytes):
         return file
     if not isinstance(file, str):

@@ -32,9 +32,6 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
         folder: the sweep's directory.
         pid: of the sweep's process, which sends no heartbeat: only its own machine can find out that it has ended.
         run_id: the MLflow run to continue; a new one is started if it is None, or was deleted.
-
-    Raises:
-        ConfigError: the store cannot be used.
     """
     experiment = open_experiment(config)
     tags = {**liveness.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
@@ -47,11 +44,7 @@ def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | Non
 
 
 def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str | None) -> None:
-    """Log a sweep's metrics and summary to its MLflow run, and end it, unless its status is to stay (None).
-
-    Raises:
-        ConfigError: the store cannot be used, or has no such run.
-    """
+    """Log a sweep's metrics and summary to its MLflow run, and end it, unless its status is to stay (None)."""
     connection.check_exists(uri)
     with connection.client(uri) as client:
         before = client.get_run(run_id)
@@ -68,20 +61,14 @@ def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
-    """Log a comparison's files as an MLflow run; logging the same comparison again replaces its files.
+    """Log a comparison's files as an MLflow run, and return its id.
 
     Args:
         uri: the tracking store.
         experiment: the MLflow id of the experiment.
-        digest: the hash of the comparison, which becomes part of the run's name and one of its tags.
-        files: the files to log; figures are logged to the directory `figures`.
+        digest: the hash of the comparison; if it was logged before, its files are replaced.
+        files: the files to log.
         text: Markdown that the UI shows on the run's page.
-
-    Returns:
-        The MLflow run's id.
-
-    Raises:
-        ConfigError: the store cannot be used.
     """
     with connection.client(uri) as client:
         before = client.search_runs([experiment], f"tags.comparison = '{digest}'", max_results=1)
@@ -111,9 +98,6 @@ def log_evaluation(
         metrics: named evaluation.METRIC.
         folder: the directory whose files are logged.
         text: what the UI shows on the new run's page.
-
-    Raises:
-        ConfigError: the store cannot be used, or has no such run.
     """
     from mlflow.entities import Metric
 
@@ -143,11 +127,7 @@ def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def add_file(uri: str, run_id: str, path: Path) -> None:
-    """Add a file that was made after the end of a run to its MLflow artifacts.
-
-    Raises:
-        ConfigError: the store cannot be used, or has no such run.
-    """
+    """Add a file that was made after the end of a run to its MLflow artifacts."""
     connection.check_exists(uri)
     with connection.client(uri) as client:
         _log_files(client, run_id, [path])

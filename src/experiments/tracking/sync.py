@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,25 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.buffer import TrackingBuffer, read
-from experiments.tracking.upload import UNSENT, Kind, Message
+from experiments.tracking.upload import Kind, Message
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import Status
 
 
-def pending_directories(outputs: Path) -> list[Path]:
-    """Return the directories of runs and sweeps whose tracking buffers are not empty."""
-    return sorted(path.parent for path in outputs.glob(f"*/**/{UNSENT}"))
-
-
-def sync(folder: Path, uri: str | None, variable: str | None, *, whole: bool) -> str:
+def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
     """Upload the tracking buffer of a run to MLflow and return a message about the result.
 
     Args:
         folder: the run directory.
-        uri: the MLflow store; None: the one that the run was started with.
-        variable: value of MLFLOW_TRACKING_URI, used if the run's store, including its password, is not known.
+        uri: the MLflow store; None: the one that the run was started with or, if that, including its password, is not
+            known, that of MLFLOW_TRACKING_URI.
         whole: whether to log all points of the run's curves again, buffered or not; logging is idempotent.
 
     Raises:
         ConfigError: the run is still going on, or its store is not known, cannot be reached or refuses the upload.
     """
     facts = RunDirectory(folder).facts() or {}
-    place = uri or (store_of_run(folder, facts) if facts else None) or variable
+    place = uri or (store_of_run(folder, facts) if facts else None) or os.environ.get(connection.VARIABLE)
     run_id = facts.get("run_id") or ""
     if not run_id and not read(folder):
         return "was not tracked"

@@ -47,12 +47,7 @@ class Message(NamedTuple):
 
 
 def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
-    """Upload one message to MLflow.
-
-    Args:
-        folder: the run directory.
-        message: the message to upload.
-        model: the run's model, for a message of the kind MODEL; None for the one that is saved in the run directory.
+    """Upload one message to MLflow; of the kind MODEL, `model` or the one that is saved in the run directory.
 
     Raises:
         MlflowException, SQLAlchemyError, OSError: the upload has failed.
@@ -90,8 +85,7 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
 def log_in_batches(client: MlflowClient, run_id: str, what: str, values: list[Any]) -> None:
     """Log parameters, tags or metrics in requests of at most as many as MLflow accepts."""
     for start in range(0, len(values), BATCH[what]):
-        request: dict[str, Any] = {what: values[start : start + BATCH[what]]}
-        client.log_batch(run_id, **request)
+        client.log_batch(run_id, **{what: values[start : start + BATCH[what]]})  # type: ignore[arg-type]
 
 
 def log_data(client: MlflowClient, run_id: str, data: Mapping[str, str], context: str) -> None:
@@ -121,11 +115,7 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
 
 
 def kept_model(folder: Path) -> keras.Model:
-    """Load the model that a run has saved in its directory because it could not be uploaded.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-    """
+    """Load the model that could not be uploaded from the run directory, or raise OSError."""
     import keras
 
     try:
@@ -136,10 +126,7 @@ def kept_model(folder: Path) -> keras.Model:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Return whether an error means that the store is unavailable.
-
-    Otherwise only this message has failed: the store has rejected it, or this machine could not create its content.
-    """
+    """Return whether the store is unavailable; else it has rejected one message, or this machine cannot create it."""
     from mlflow.exceptions import MlflowException
     from requests import HTTPError, RequestException
 

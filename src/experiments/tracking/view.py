@@ -86,36 +86,25 @@ def tags() -> dict[str, str]:
 def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
     """Set the tags of those experiments of a store that contain runs of this project; keep an existing description.
 
-    Args:
-        uri: the tracking store.
-
     Returns:
         For each of these experiments its name and its path in the UI's URL, the one with the latest run first.
-
-    Raises:
-        ConfigError: there is no store yet, or it cannot be used.
     """
     connection.check_runs(uri)
     with connection.client(uri) as client:
+        from mlflow.exceptions import MlflowException
+
         ours = [(latest, found) for found in client.search_experiments() if (latest := _latest(client, found))]
         for _, experiment in ours:
             for name, value in tags().items():
                 if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
-                    set_tag(client, experiment.experiment_id, name, value)
+                    try:
+                        client.set_experiment_tag(experiment.experiment_id, name, value)
+                    except MlflowException as error:
+                        if "readonly database" not in str(error):
+                            raise
     address = "#/experiments/{}/runs?workflowType=machine_learning&viewStateShareKey={}"
     latest_first = sorted(ours, key=lambda pair: pair[0], reverse=True)
     return [(experiment.name, address.format(experiment.experiment_id, KEY)) for _, experiment in latest_first]
-
-
-def set_tag(client: MlflowClient, experiment_id: str, name: str, value: str) -> None:
-    """Set a tag of an experiment, unless the database is read-only."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.set_experiment_tag(experiment_id, name, value)
-    except MlflowException as error:
-        if "readonly database" not in str(error):
-            raise
 
 
 def _latest(client: MlflowClient, experiment: Experiment) -> int:
