@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import composition
@@ -283,6 +284,25 @@ def run_here() -> Callable[..., None]:
             patch.setattr(redaction, "install", lambda: None)  # it would replace the streams of the test process
             patch.setattr(signals, "install", lambda: None)
             main()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_verb() -> Callable[..., None]:
+    """Return a function that runs a verb of `experiments`, by its module, in this process: `run_verb(predict, "RUN")`.
+
+    Errors are raised as SystemExit.
+    """
+
+    def call(module: ModuleType, *arguments: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+            try:
+                module.main()
+            except SystemExit as ended:
+                if ended.code:
+                    raise
 
     return call
 

@@ -24,8 +24,7 @@ from PIL import Image
 
 import experiments as ex
 from experiments.api.process import unchanged_libraries
-from experiments.cli.predict import predict
-from experiments.deploy.prediction_writers import Confidence
+from experiments.cli import predict
 from experiments.runs.curves import Curves
 from experiments.system import hardware, signals
 
@@ -154,12 +153,14 @@ def test_files_arrays_and_images_are_predicted_alike(run: ex.Run, drawn: Path) -
     assert list(run.predict([]).columns) == list(found.columns)
 
 
-def test_images_are_rejected_as_by_the_command(run: ex.Run, drawn: Path, tmp_path: Path) -> None:
+def test_images_are_rejected_as_by_the_command(
+    run: ex.Run, run_verb: Callable[..., None], drawn: Path, tmp_path: Path
+) -> None:
     files = [*sorted((drawn / "validation").rglob("*.jpg")), tmp_path / "noise.png"]
     Image.effect_noise((48, 48), 90).convert("RGB").save(files[-1])
     found = run.predict(files, unlike=0.9)
     assert run.folder is not None and (found.distance > 0).all()
-    predict(str(run.folder), list(map(str, files)), "csv", tmp_path / "rows.csv", 8, None, Confidence(unlike=0.9))
+    run_verb(predict, run.folder, *files, "--output", tmp_path / "rows.csv", "--unlike", 0.9)
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert list(found.predicted) == list(rows["class"]) and list(found.unlike) == list(rows.unlike)
     assert found.unlike.sum() == (found.predicted == "none").sum() >= 1

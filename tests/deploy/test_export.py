@@ -251,17 +251,16 @@ def test_images_that_have_changed_since_the_run_are_counted(drawn: Path, tmp_pat
 )
 def test_large_networks_keep_their_probabilities_in_every_format(
     experiment: str, weights: str, photographs: Path, mobilenet_weights: Path, tmp_path: Path,
-    train_here: Callable[..., None],
+    train_here: Callable[..., None], run_verb: Callable[..., None],
 ) -> None:  # fmt: skip
     train_here(
         f"experiment={experiment}", f"data.root={photographs}", "data.limit={train: 20, validation: 10}", "epochs=5",
         f"model.weights={mobilenet_weights.parent / weights}.weights.h5", "evaluate.test=false", "tracking=none",
         "progress=none", "hydra/job_logging=none", f"outputs={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
-    formats = export_formats.parse("all")
-    verb.export(str(tmp_path / "run"), tmp_path / "exported", formats, False, 20, None)
+    run_verb(verb, tmp_path / "run", "--output", tmp_path / "exported", "--format", "all", "--images", 20)
     files = json.loads((tmp_path / "exported" / "model.json").read_bytes())["files"]
-    for name in set(formats) - {export_formats.INT8}:
+    for name in set(export_formats.parse("all")) - {export_formats.INT8}:
         assert files[name]["difference"] <= (0.02 if name == "tflite_float16" else 1e-4), name
         assert files[name]["same"] == 1, name
     # The logits of VGG16's head are so large that rounding some of them turns a probability from 0 to 1.

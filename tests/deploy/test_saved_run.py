@@ -27,12 +27,10 @@ from mlflow.models import Model
 from PIL import Image
 from sklearn.preprocessing import normalize
 
-from experiments.cli import export, register
-from experiments.cli import predict as predict_verb
+from experiments.cli import export, predict, register
 from experiments.deploy import export as exports
 from experiments.deploy import saved_run
 from experiments.deploy.export_formats import FORMATS, read_saved_model
-from experiments.deploy.prediction_writers import Confidence
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.images import decoder
@@ -121,7 +119,7 @@ def test_the_directory_of_fetched_results_gives_the_run(
 
 
 def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, run_verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The threshold is chosen for a recall of 1: every validation image of the class is found."""
     place.train("picky", "regime=bottleneck", "positive=blobs", "threshold.recall=1", "evaluate.test=true")
@@ -142,7 +140,7 @@ def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
 
     output = tmp_path / "predicted.csv"
     rows = RunDirectory(folder).predictions("test")
-    predict_verb.predict("picky", [str(place.root / row.path) for row in rows], "csv", output, 8, place.uri)
+    run_verb(predict, "picky", *(place.root / row.path for row in rows), "--output", output, "--uri", place.uri)
     assert [row["class"] for row in read_rows(output)] == [row.predicted for row in rows]
     about = exports.about(run, run.model())
     assert (about["positive"], about["threshold"]) == ("blobs", threshold)
@@ -199,19 +197,19 @@ def check_rebuilt(place: Place, folder: Path) -> None:
 
 
 def test_images_unlike_the_training_images_are_rejected(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+    place: Place, run_verb: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     folder, held_out = place.folder("whole"), place.root / "validation"
     Image.effect_noise((48, 48), 90).convert("RGB").save(tmp_path / "noise.png")
 
-    def predict(name: str, share: float | None, data: Path | None = None) -> list[dict[str, str]]:
-        confidence = Confidence(unlike=share, data=data)
-        predict_verb.predict(
-            str(folder), [str(held_out), str(tmp_path / "noise.png")], "csv", tmp_path / name, 8, None, confidence
-        )
+    def predicted(name: str, *options: object) -> list[dict[str, str]]:
+        images = held_out, tmp_path / "noise.png"
+        run_verb(predict, folder, *images, "--output", tmp_path / name, "--batch-size", 8, *options)
         return read_rows(tmp_path / name)
 
-    plain, rows = predict("plain.csv", None), predict("unlike.csv", 0.9)
+    unlike = ("--unlike", 0.9)
+    plain, rows = predicted("plain.csv"), predicted("unlike.csv", *unlike)
     pixels = {
         row["path"]: resize(decoder.decode((place.root / row["path"]).read_bytes()), 48)
         for row in RunDirectory(folder).images()
@@ -235,31 +233,32 @@ def test_images_unlike_the_training_images_are_rejected(
     before = {path: path.read_text() for path in records}
     for path, text in before.items():
         path.write_text(text.replace(str(place.root), str(tmp_path / "gone")))
-    assert predict("again.csv", 0.9) == rows, "the features are kept"
+    assert predicted("again.csv", *unlike) == rows, "the features are kept"
     features_file.write_bytes(features_file.read_bytes()[:-50])
-    with pytest.raises(ConfigError, match=r"--unlike: .* not as they were: .*/gone.* --data FOLDER names"):
-        predict("gone.csv", 0.9)
+    with pytest.raises(SystemExit, match=r"--unlike: .* not as they were: .*/gone.* --data FOLDER names"):
+        predicted("gone.csv", *unlike)
     assert f"{features_file} is damaged (BadZipFile: " in caplog.text
     moved = Path(shutil.copytree(place.root, tmp_path / "moved" / "drawn"))
     changed = moved / "train" / "blobs" / "blobs.0.jpg"
     changed.write_bytes(b"another")
-    with pytest.raises(
-        ConfigError, match=r"were: train/blobs/blobs\.0\.jpg: has changed since it was checked\. --data"
-    ):
-        predict("changed.csv", 0.9, moved)
+    with pytest.raises(SystemExit, match=r"were: train/blobs/blobs\.0\.jpg: has changed since it was checked\. --data"):
+        predicted("changed.csv", *unlike, "--data", moved)
     shutil.copy(place.root / "train" / "blobs" / "blobs.0.jpg", changed)
     features_file.unlink()
     features_file.mkdir()  # A file cannot replace it.
-    assert predict("moved.csv", 0.9, moved) == rows
+    assert predicted("moved.csv", *unlike, "--data", moved) == rows
     assert f"{features_file}: cannot be written (Is a directory)" in caplog.text
     features_file.rmdir()
     for path, text in before.items():
         path.write_text(text)
 
 
-def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_gives_what_the_model_gives(
+    place: Place, run_verb: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "exported"
-    export.export("whole", folder, ["keras", "saved_model"], False, 5, place.uri)
+    given = (export, "whole", "--format", "keras,saved_model", "--images", 5, "--uri", place.uri)
+    run_verb(*given, "--output", folder)
     printed = capsys.readouterr().out
     assert "on 5 of 12 images of the run's validation split" in printed and "saved_model" in printed
     assert {path.name for path in folder.iterdir()} == {"model.keras", "saved_model", "model.json"}
@@ -269,12 +268,12 @@ def test_an_export_gives_what_the_model_gives(place: Place, tmp_path: Path, caps
     np.testing.assert_allclose(read_saved_model(folder / "saved_model")(pixels), shares, atol=1e-5)
     np.testing.assert_allclose(keras.models.load_model(folder / "model.keras").predict(pixels), shares, atol=1e-5)
 
-    with pytest.raises(ConfigError, match="is there already. Give --overwrite"):
-        export.export("whole", folder, ["keras", "saved_model"], False, 5, place.uri)
+    with pytest.raises(SystemExit, match="is there already. Give --overwrite"):
+        run_verb(*given, "--output", folder)
     mine = tmp_path / "mine"
     mine.mkdir()
-    with pytest.raises(ConfigError, match="is there already. Give another"):
-        export.export("whole", mine, ["keras"], True, 5, place.uri)
+    with pytest.raises(SystemExit, match="is there already. Give another"):
+        run_verb(*given, "--output", mine, "--overwrite")
 
 
 def test_an_export_that_differs_is_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +331,7 @@ def test_a_run_without_mlflow_is_not_registered(place: Place, registered: Callab
 
 
 @pytest.mark.slow
-def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> None:
+def test_a_logged_model_is_served_over_http(place: Place, run_verb: Callable[..., None], tmp_path: Path) -> None:
     """`mlflow models serve` from another directory, without this package on the path, to this machine only."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -349,7 +348,7 @@ def test_a_logged_model_is_served_over_http(place: Place, tmp_path: Path) -> Non
     try:
         wait_for(f"http://127.0.0.1:{port}/ping", process)
         check_served(place, f"http://127.0.0.1:{port}/invocations")
-        check_many(place, f"http://127.0.0.1:{port}/invocations", tmp_path / "many")
+        check_many(place, run_verb, f"http://127.0.0.1:{port}/invocations", tmp_path / "many")
         connections = [
             connection
             for child in children(process)
@@ -405,7 +404,7 @@ def check_served(place: Place, url: str) -> None:
     assert answer.status_code == 400 and "[N, 48, 48, 3]" in answer.json()["message"]
 
 
-def check_many(place: Place, url: str, folder: Path) -> None:
+def check_many(place: Place, run_verb: Callable[..., None], url: str, folder: Path) -> None:
     """500 different images in one request get the probabilities that `experiments predict` writes for them."""
     folder.mkdir()
     images = sorted(place.root.glob("*/*/*.jpg"))
@@ -413,7 +412,7 @@ def check_many(place: Place, url: str, folder: Path) -> None:
         image = Image.open(images[number % len(images)])
         image.crop((0, 0, 48, 48 - number // len(images))).save(folder / f"{number:03}.jpg", quality=95)
     output = folder / "predicted.csv"
-    assert predict_verb.predict("whole", [str(folder)], "csv", output, 32, place.uri) == 0
+    run_verb(predict, "whole", folder, "--output", output, "--uri", place.uri)
     expected = read_rows(output)
     files = [base64.b64encode(Path(row["path"]).read_bytes()).decode() for row in expected]
     answer = requests.post(url, json={"dataframe_split": {"columns": ["image"], "data": [[path] for path in files]}})

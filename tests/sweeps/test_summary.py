@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,7 +282,7 @@ def test_validation_images_that_steer_the_final_run_are_not_called_unbiased(
 
 
 def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: list[Any] = []
     monkeypatch.setattr(summary_runs, "end_sweep", lambda *given: ends.append(given[-1]))
@@ -289,10 +290,10 @@ def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(
     config = {"tracking": {"uri": "sqlite:///mlflow.db"}}
     (folder / "sweep.json").write_text(json.dumps(about | {"parent": "an id", "config": config}))
     add(folder, 0, {"x": "a"}, right(60))
-    summarize.summarize(folder)
+    run_verb(summarize, folder)
     add(folder, 1, {"x": "b"}, None, status="NEW")
     (folder / "1" / "run.json").unlink()
-    summarize.summarize(folder)
+    run_verb(summarize, folder)
     assert ends == ["FINISHED", None]
 
 

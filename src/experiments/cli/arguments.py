@@ -16,22 +16,18 @@ from experiments.system.paths import default_outputs
 
 @contextmanager
 def exit_on_error(*others: type[Exception]) -> Iterator[None]:
-    """End the process with the message of an error that users can act on; also usable as a decorator.
-
-    Args:
-        others: exceptions besides ConfigError and DataError whose message is enough.
-    """
+    """End the process with the message of a ConfigError, a DataError or one of `others`; also usable as a decorator."""
     expected: tuple[type[Exception], ...] = (ConfigError, DataError, *others)
     try:
         yield
     except expected as error:
+        text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
             refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
             if refused and Path(error.filename).is_relative_to(default_outputs()):
                 text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
-            sys.exit(text)
-        sys.exit(str(error))
+        sys.exit(text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

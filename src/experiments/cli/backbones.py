@@ -49,11 +49,7 @@ def main() -> None:
 
 
 def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
-    """Return the choices of the group `model` to measure: those named, else all of conf/ and of the user's folder.
-
-    Raises:
-        ConfigError: the folder has no choices, or a name is not a choice.
-    """
+    """Return the choices of the group `model` to measure: those named, else all of conf/ and of the user's folder."""
     from experiments.config.choices import shipped
     from experiments.config.messages import nearest_hint
 
@@ -61,22 +57,14 @@ def choose(names: Sequence[str], folder: Path | None = None) -> list[str]:
     if folder and not mine:
         raise ConfigError(f"--config-dir: there is no model/*.yaml in it. Received: {folder}")
     allowed = list(dict.fromkeys([*shipped("model"), *mine]))
-    lines = [
-        f"no such model. Received: {name!r}. Allowed: {', '.join(allowed)}{nearest_hint(name, allowed)}."
-        for name in names
-        if name not in allowed
-    ]
-    if lines:
-        raise ConfigError("\n".join(lines))
+    if wrong := [name for name in names if name not in allowed]:
+        hints = [f"{name!r}. Allowed: {', '.join(allowed)}{nearest_hint(name, allowed)}." for name in wrong]
+        raise ConfigError("\n".join(f"no such model. Received: {hint}" for hint in hints))
     return list(dict.fromkeys(names)) or allowed
 
 
 def configuration(name: str, folder: Path | None = None, threads: int | None = None) -> Config:
-    """Return the validated configuration of a run from scratch with this backbone, which reads no weights.
-
-    Raises:
-        ConfigError: the configuration cannot be composed or is invalid.
-    """
+    """Return the validated configuration of a run from scratch with this backbone, which reads no weights."""
     from experiments.config.composing import read
 
     threaded = [] if threads is None else [f"runtime.threads={threads}"]

@@ -79,11 +79,7 @@ def show(directory: Path) -> None:
 
 
 def verify(directory: Path, *, remove: bool) -> int:
-    """Verify all entries that were stored with a hash; print the damaged ones, and remove them if `remove` is set.
-
-    Returns:
-        The exit code: 1 if an entry is damaged, else 0.
-    """
+    """Verify all entries that were stored with a hash; print or remove the damaged ones, and return the exit code."""
     from experiments.inspection import cache
     from experiments.storage import array_cache
 

@@ -90,11 +90,7 @@ def main() -> None:
 
 
 def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return runs as they are named in MLflow, the MLflow ids in place of run directories, and these runs' stores.
-
-    Raises:
-        ConfigError: a directory holds no finished run, or one that was not tracked.
-    """
+    """Return runs as they are named in MLflow, with ids in place of run directories, and these runs' stores."""
     names, stores = list(runs), []
     for at, text in enumerate(runs):
         if folder := folder_named(text):

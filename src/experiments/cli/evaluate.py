@@ -61,12 +61,7 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> Evaluation:
-    """Evaluate a run's model, write the results to a directory, and print them.
-
-    Raises:
-        ConfigError, DataError: the run, the images or a class is not known; nothing was written.
-        OSError: the results cannot be written.
-    """
+    """Evaluate a run's model, write the results to a directory, and print them."""
     from experiments.deploy import labelled_images, saved_run
     from experiments.system.progress import PlainConsole, Terminal
     from experiments.system.startup import quiet_start
@@ -117,11 +112,7 @@ def log(run: Trained, found: Evaluation, labelled: Labelled, output: Path, split
 
 
 def default_output(run: Trained, images: Path, split: str | None) -> Path:
-    """Return a new directory for an evaluation, below the run's directory.
-
-    Raises:
-        ConfigError: the run's directory is not on this machine.
-    """
+    """Return a new directory for an evaluation, below the run's directory, which has to be on this machine."""
     if run.folder is None:
         raise ConfigError(f"{run.name}: its folder is not on this machine. Say where to write: --output FOLDER")
     name = "_".join(filter(None, (time.strftime("%Y-%m-%d_%H-%M-%S"), images.absolute().stem, split)))
@@ -160,8 +151,7 @@ def report(found: Evaluation) -> None:
     print_classes(console, found.report)
     for line in found.sentences:
         console.print(line)
-    wrong = mistakes(found.report.predictions)
-    if wrong:
+    if wrong := mistakes(found.report.predictions):
         which = f"the {SHOWN} most confident" if len(wrong) > SHOWN else "most confident first"
         console.print(f"{len(wrong)} mistakes, {which} (true → predicted):")
     for mistake in wrong[:SHOWN]:

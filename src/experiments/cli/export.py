@@ -37,34 +37,21 @@ def main() -> None:
         help="validation images to compare on, at most (default: 500)",
     )  # fmt: skip
     arguments = parser.parse_args()
-    formats = export_formats.parse(arguments.format)
-    export(arguments.run, arguments.output, formats, arguments.overwrite, arguments.images, arguments.uri)
-
-
-def export(named: str, folder: Path, formats: Sequence[str], overwrite: bool, images: int, uri: str | None) -> None:
-    """Write the exported files and print how much their predictions differ from the model's.
-
-    Args:
-        formats: names of `export_formats.FORMATS`.
-
-    Raises:
-        ConfigError: no such run, the folder exists and is not to be replaced, or a format cannot express the model.
-        RuntimeError: a file does not give the model's probabilities.
-    """
+    formats, folder = export_formats.parse(arguments.format), arguments.output
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
 
-    export_formats.check_output(folder, overwrite)
-    run = saved_run.find(named, uri)
+    export_formats.check_output(folder, arguments.overwrite)
+    run = saved_run.find(arguments.run, arguments.uri)
     folder.parent.mkdir(parents=True, exist_ok=True)  # fails now, not after the minutes that the conversion takes
     with quiet_start():
         from experiments.deploy import export as exports
 
         model = run.model()
-    compared_on = exports.sample(run, int(model.input_shape[1]), images)
+    compared_on = exports.sample(run, int(model.input_shape[1]), arguments.images)
     print(f"Writing {', '.join(formats)}; each is compared with the model on {compared_on.description}", flush=True)
     with quiet_start():  # the converters and runtimes log their steps
-        found = exports.export(run, model, compared_on, folder, formats, overwrite)
+        found = exports.export(run, model, compared_on, folder, formats, arguments.overwrite)
     print("\n".join(table(found, formats)))
     if ranges := json.loads((folder / export_formats.MODEL_JSON).read_bytes())["int8_ranges_from"]:
         print(f"{export_formats.INT8} takes the ranges of activations from {ranges}")

@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import (
     add_config_dir,
@@ -20,10 +19,6 @@ from experiments.cli.arguments import (
     whole,
 )
 from experiments.inspection.parts import OF_RUNS, OPTIONS
-
-if TYPE_CHECKING:
-    from experiments.deploy.saved_run import Trained
-    from experiments.inspection.inspection import Inspection
 
 # Each part's module in `inspection` has the same name.
 PARTS = {
@@ -76,10 +71,15 @@ SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # t
 @exit_on_error(OSError)
 def main() -> None:
     arguments = parse()
-    result, run = inspect(arguments)
+    from experiments.api.inspection import inspect_part
     from experiments.inspection.inspection import show, write_figure
     from experiments.tracking.summary_runs import add_file
 
+    options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
+    place = getattr(arguments, "config_dir", None)
+    given = [*(["--config-dir", str(place)] if place else []), *getattr(arguments, "overrides", ())]
+    instead = f"Inspect it by: experiments inspect {arguments.part} --run RUN"
+    result, run = inspect_part(arguments.part, given, arguments.run, arguments.uri, options, instead)
     show(result)
     path = arguments.output or result.path(run)
     if result.table:
@@ -122,11 +122,9 @@ def parse() -> argparse.Namespace:
             add_uri(part)
         part.add_argument("--dpi", type=positive, default=100, help="of the image (default: 100)")
         part.add_argument(
-            "--output",
-            type=ending(".png"),
-            metavar="PATH",
+            "--output", type=ending(".png"), metavar="PATH",
             help="PNG file (default: inspect/ in outputs, of a run its figures/)",
-        )
+        )  # fmt: skip
     for name, what in (("augmentation", "rows"), ("data", "of each class")):
         parts[name].add_argument("--images", "--pictures", type=positive, help=f"{what} (default: %(default)s)")
     parts["augmentation"].add_argument(
@@ -155,14 +153,3 @@ def parse() -> argparse.Namespace:
     if getattr(arguments, "overrides", None) and arguments.run:
         parser.error(f"--run: its configuration is inspected without overrides. Received: {arguments.overrides[0]}")
     return arguments
-
-
-def inspect(arguments: argparse.Namespace) -> tuple[Inspection, Trained | None]:
-    """Inspect a part, and return the result and the run that it belongs to, if one is given."""
-    from experiments.api.inspection import inspect_part
-
-    options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
-    place = getattr(arguments, "config_dir", None)
-    given = [*(["--config-dir", str(place)] if place else []), *getattr(arguments, "overrides", ())]
-    instead = f"Inspect it by: experiments inspect {arguments.part} --run RUN"
-    return inspect_part(arguments.part, given, arguments.run, arguments.uri, options, instead)

@@ -6,13 +6,13 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive, share
-from experiments.deploy.prediction_writers import AS_PREDICTED, WRITERS, Confidence
+from experiments.deploy.prediction_writers import WRITERS, Confidence
 
 if TYPE_CHECKING:
     import keras
@@ -31,10 +31,7 @@ def main() -> None:
     )
     add_run(parser)
     parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="image files, folders (with all below), patterns such as 'd/**/*.jpg'",
+        "paths", nargs="+", metavar="PATH", help="image files, folders (with all below), patterns such as 'd/**/*.jpg'"
     )
     parser.add_argument(
         "--format", choices=tuple(WRITERS),
@@ -69,35 +66,24 @@ def main() -> None:
         parser.error("--data: only --unlike reads the images of the run")
     suffix = arguments.output.suffix.lower().removeprefix(".").replace("jsonl", "json") if arguments.output else ""
     form = arguments.format or (suffix if suffix in WRITERS else "terminal")
-    confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
-    failed = predict(
-        arguments.run, arguments.paths, form, arguments.output, arguments.batch_size, arguments.uri, confidence
-    )
-    sys.exit(SOME_FAILED if failed else 0)
+    sys.exit(SOME_FAILED if predict(arguments, form) else 0)
 
 
-def predict(
-    named: str, paths: Sequence[str], form: str, output: Path | None, batch_size: int, uri: str | None,
-    confidence: Confidence = AS_PREDICTED,
-) -> int:  # fmt: skip
-    """Predict image files, write the predictions, and return the number of files that could not be used.
-
-    Raises:
-        ConfigError: no such run or files; nothing was written.
-        OSError: the predictions cannot be written.
-    """
+def predict(arguments: argparse.Namespace, form: str) -> int:
+    """Predict image files, write the predictions, and return the number of files that could not be used."""
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
     from experiments.images.decoder_settings import DecoderSettings
     from experiments.system.progress import PlainConsole, Terminal
     from experiments.system.startup import output_failure, quiet_start
 
-    files, others = list_files(paths)
+    files, others = list_files(arguments.paths)
     if others:
         print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
     from experiments.deploy.rejection import prepare  # imported after the paths are known to exist: it takes time
 
-    run = saved_run.find(named, uri)
+    run, output = saved_run.find(arguments.run, arguments.uri), arguments.output
+    confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
     decoder_settings = DecoderSettings.of(run.plain["data"])
 
     def load() -> keras.Model:
@@ -113,7 +99,7 @@ def predict(
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for batch in predictions(model, files, batch_size, decoder_settings, distances):
+            for batch in predictions(model, files, arguments.batch_size, decoder_settings, distances):
                 for prediction in batch:
                     write(prediction)
                 advance(len(batch))

@@ -7,9 +7,8 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import add_overrides, positive
 from experiments.errors import ConfigError
@@ -63,10 +62,12 @@ def reproduce(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: something would stop a run; none was started.
     """
+    from experiments.cli.compare import table
     from experiments.runs.lock import claim
     from experiments.sweeps import plan, reproduction
     from experiments.sweeps.launchers import processes
     from experiments.sweeps.session import inspect_jobs
+    from experiments.system.progress import PlainConsole
 
     jobs = planned(arguments)
     common = jobs[-1].config  # the last job uses the backbone; the first ones train from scratch
@@ -74,52 +75,50 @@ def reproduce(arguments: argparse.Namespace) -> int:
     comparable = not arguments.quick and reproduction.same_task(common, arguments.overrides)
     folder = Path(common.outputs) / "reproduce" / f"{backbone}-{plan.digest([job.config for job in jobs])}"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = claim(folder, LOCK, "reproduction")
+    _lock = claim(folder, LOCK, "reproduction")  # until this process ends
     try:
-        try:
-            # In reverse order, because networks are built before images are read: so missing weights are reported
-            # first. The first job of all, training from scratch, reads no weights.
-            inspect_jobs(jobs[::-1])
-        except ConfigError as error:
-            lines = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
-            raise ConfigError("\n".join(lines)) from None
-        todo = [job for job in jobs if job.status != Status.FINISHED]
-        print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
-        parent = open_parent(folder, common) if common.tracking.uri is not None else None
-        status = Status.KILLED
-        try:
-            for at, job in enumerate(todo, 1):
-                print(f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", flush=True)
-                reproduction.train(job, parent)
-            status = Status.FAILED if any(job.status == Status.FAILED for job in jobs) else Status.FINISHED
-        finally:
-            rows, explanation = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
-            if parent is not None:
-                found, uri = reproduction.metrics(rows), common.tracking.uri
-                processes.run_worker_task("close_run", uri, parent, folder, found, status)
+        # In reverse order, because networks are built before images are read: so missing weights are reported first.
+        # The first job of all, training from scratch, reads no weights.
+        inspect_jobs(jobs[::-1])
+    except ConfigError as error:
+        lines = ["Cannot be run here, and nothing has been.", str(error), *hints(arguments, str(error))]
+        raise ConfigError("\n".join(lines)) from None
+    todo = [job for job in jobs if job.status != Status.FINISHED]
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished")
+    parent = open_parent(folder, common) if common.tracking.uri is not None else None
+    status = Status.KILLED
+    try:
+        for at, job in enumerate(todo, 1):
+            print(f"\n{at} of {len(todo)}: {job.values['experiment']}, seed {job.values['seed']}", flush=True)
+            reproduction.train(job, parent)
+        failed = [job for job in jobs if job.status == Status.FAILED]
+        status = Status.FAILED if failed else Status.FINISHED
     finally:
-        lock.release()
-    show(rows, explanation)
+        rows, explanation = reproduction.conclude(folder, jobs, backbone, comparable, command(arguments))
+        if parent is not None:
+            found, uri = reproduction.metrics(rows), common.tracking.uri
+            processes.run_worker_task("close_run", uri, parent, folder, found, status)
+    cells = [[row["experiment"], *reproduction.cells(row)] for row in rows]
+    console = PlainConsole()
+    console.print()
+    table(console, [reproduction.HEADER, *cells], numbers=False)
+    for sentence in explanation:
+        console.print(sentence)
     print(f"\ntable  {folder / reproduction.PAGE}")
-    failed = [f"{job.values['experiment']}, seed {job.values['seed']}: {job.reason}; {job.folder}"
-              for job in jobs if job.status == Status.FAILED]  # fmt: skip
-    print("".join(f"FAILED {line}\n" for line in failed), file=sys.stderr, end="")
+    for job in failed:
+        where = f"{job.values['experiment']}, seed {job.values['seed']}"
+        print(f"FAILED {where}: {job.reason}; {job.folder}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def planned(arguments: argparse.Namespace) -> list[Job]:
-    """Return a job for every run, composed and validated, in order.
-
-    Raises:
-        ConfigError: a path does not exist, or the overrides cannot be used.
-    """
+    """Return a job for every run, composed and validated, in order."""
     from experiments.config import composing
     from experiments.sweeps import reproduction
     from experiments.sweeps.plan import Job
 
-    data, weights = (
-        str(Path(path).expanduser().absolute()) if path else None for path in (arguments.data, arguments.weights)
-    )
+    typed = (arguments.data, arguments.weights)
+    data, weights = (str(Path(path).expanduser().absolute()) if path else None for path in typed)
     if data and not Path(data).exists():
         raise ConfigError(f"--data: there is no such folder or zip file. Received: {arguments.data}")
     if weights and not Path(weights).is_file():
@@ -163,23 +162,9 @@ def open_parent(folder: Path, config: Config) -> str:
 
 def command(arguments: argparse.Namespace) -> str:
     """Return the command line with placeholders for paths on this machine, so that others can use it."""
-    paths = {"--data PATH": arguments.data, "--weights FILE": arguments.weights}
-    places = [option for option, path in paths.items() if path]
-    backbone = [f"--backbone {arguments.backbone}"] if arguments.backbone else []
-    quick = ["--quick"] if arguments.quick else []
-    given = ["experiments reproduce", *places, *backbone, f"--seeds {arguments.seeds}", *quick]
-    return " ".join([*given, shlex.join(arguments.overrides)]).strip()
-
-
-def show(rows: Sequence[dict[str, Any]], explanation: Sequence[str]) -> None:
-    """Print the table and the sentences on the terminal."""
-    from experiments.cli.compare import table
-    from experiments.sweeps import reproduction
-    from experiments.system.progress import PlainConsole
-
-    console = PlainConsole()
-    console.print()
-    cells = [[row["experiment"], *reproduction.cells(row)] for row in rows]
-    table(console, [reproduction.HEADER, *cells], numbers=False)
-    for sentence in explanation:
-        console.print(sentence, highlight=False)
+    options = {
+        "--data PATH": arguments.data, "--weights FILE": arguments.weights,
+        f"--backbone {arguments.backbone}": arguments.backbone, f"--seeds {arguments.seeds}": True,
+        "--quick": arguments.quick, shlex.join(arguments.overrides): arguments.overrides,
+    }  # fmt: skip
+    return " ".join(["experiments reproduce", *(option for option, given in options.items() if given)])

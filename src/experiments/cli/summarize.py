@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from experiments.cli.arguments import exit_on_error
 from experiments.errors import ConfigError
@@ -21,17 +20,6 @@ def main() -> None:
         "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
     )
     arguments = parser.parse_args()
-    from experiments.sweeps.sweep_directory import find
-
-    summarize(find(arguments.sweep))
-
-
-def summarize(folder: Path) -> None:
-    """Write the summary of a sweep, print it, and log it to the sweep's MLflow run if there is one.
-
-    Raises:
-        ConfigError: the directory holds no sweep, or the tracking store's password is not known.
-    """
     from experiments.config.credentials import revealed
     from experiments.sweeps import summary_files, sweep_directory
     from experiments.sweeps.terminal import show_summary
@@ -39,6 +27,7 @@ def summarize(folder: Path) -> None:
     from experiments.system.redaction import is_concealed
     from experiments.tracking.summary_runs import end_sweep
 
+    folder = sweep_directory.find(arguments.sweep)
     summary = summary_files.write_summary(folder)
     about = sweep_directory.read(folder)
     show_summary(PlainConsole(), summary, folder)

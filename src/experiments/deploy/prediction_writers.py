@@ -33,9 +33,6 @@ class Confidence(NamedTuple):
     data: Path | None = None  # where the training images are now; None for where they were
 
 
-AS_PREDICTED = Confidence()
-
-
 class Answer(NamedTuple):
     """What a model answers for one image."""
 
