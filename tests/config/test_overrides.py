@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote
 from omegaconf import OmegaConf
 
 from experiments.config import composing
@@ -30,7 +31,7 @@ def test_any_text_can_be_typed() -> None:
     draw = random.Random(0)
     for _ in range(200):
         text = "".join(draw.choice("ab'\"\\${}()[],=#;&~ é1:%\n") for _ in range(draw.randint(1, 7))).lstrip("~")
-        for quote in "'\"":
+        for quote in Quote:
             assert value_of(f"key={quoted(text, quote)}") == text
         typed = as_typed("key", text)
         assert typed is not None

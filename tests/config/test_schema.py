@@ -362,7 +362,7 @@ def test_a_component_of_the_users_own_may_have_any_arguments(config: Read) -> No
 def test_the_targets_of_version_0_1_name_functions_of_today(target: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        current = validation.with_current_targets([{"_target_": target}])[0]["_target_"]
+        current = validation.current_target(target, "layers.0._target_")
     module, _, name = current.rpartition(".")
     assert getattr(importlib.import_module(module), name).__module__ == module
     assert [warning.category for warning in caught] == ([FutureWarning] if current != target else [])

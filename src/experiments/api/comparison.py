@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 class Comparison:
     """A comparison of runs, as `compare` returns it; a notebook shows its table and sentences.
 
-    Runs that differ in their seed only are one row. The first row is what the others are compared with.
-
-    Attributes:
-        split: the images that are compared, validation or test.
+    Runs that differ in their seed only are one row. The first row is what the others are compared with. `split` is that
+    of the images: validation or test.
     """
 
     def __init__(self, compared: Compared, uri: str) -> None:
@@ -44,8 +42,8 @@ class Comparison:
 
         tables = [comparison_text.score_table(self._compared), *comparison_text.metric_tables(self._compared)]
         differing = comparison_text.configuration_tables(self._compared)[0]
-        parts = [*map(display.table, tables), *([display.table(differing)] if len(differing) > 1 else [])]
-        return "".join([*parts, *map(display.text, self.sentences)])
+        tables += [differing] if len(differing) > 1 else []
+        return "".join([*map(display.table, tables), *map(display.text, self.sentences)])
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -105,9 +103,9 @@ class Comparison:
         from experiments.comparison import page as comparison_page
         from experiments.comparison.class_differences import compare_classes
 
-        place, root, compared = Path(folder) if folder else None, Path(data) if data else None, self._compared
-        classes = compare_classes(compared)
-        return Page(comparison_page.save(self._uri, compared, classes, place, images, root, log=log)[0])
+        place, root = (Path(path) if path else None for path in (folder, data))
+        classes = compare_classes(self._compared)
+        return Page(comparison_page.save(self._uri, self._compared, classes, place, images, root, log=log)[0])
 
 
 @unchanged_libraries()

@@ -21,13 +21,9 @@ HEIGHT = 600  # pixels of a page inside a notebook
 
 @dataclass(frozen=True)
 class Page:
-    """A self-contained HTML page, which a notebook shows in place.
+    """A self-contained HTML page, which a notebook shows in place."""
 
-    Attributes:
-        path: its file.
-    """
-
-    path: Path
+    path: Path  # its file
 
     def __fspath__(self) -> str:
         return str(self.path)

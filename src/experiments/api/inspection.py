@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 class Inspected:
     """What an inspection has found; a notebook shows its tables, sentences and figure.
 
-    Attributes:
-        is_refused: whether a run would refuse what was inspected, such as a data set with damaged files.
+    `is_refused` says whether a run would refuse what was inspected, such as a data set with damaged files.
     """
 
     def __init__(self, inspection: Inspection) -> None:
@@ -57,13 +56,13 @@ class Inspected:
         """The figure; None if there is nothing to draw."""
         from PIL import Image
 
-        return Image.open(io.BytesIO(content)) if (content := self._png()) else None
+        return Image.open(io.BytesIO(self._png)) if self._png else None
 
+    @cached_property
     def _png(self) -> bytes | None:
         from experiments.reports.page import save_figure
 
-        draw = self._inspection.draw
-        return save_figure(draw(), "png") if draw else None
+        return save_figure(self._inspection.draw(), "png") if self._inspection.draw else None
 
     def __repr__(self) -> str:
         from experiments.inspection.inspection import show
@@ -73,11 +72,9 @@ class Inspected:
         return file.getvalue()
 
     def _repr_html_(self) -> str:
-        parts = [
-            display.text(line) if isinstance(line, str) else display.rich_table(line) for line in self._inspection.lines
-        ]
-        content = self._png()
-        return "".join([*parts, *([display.image(content)] if content else [])])
+        lines = self._inspection.lines
+        parts = [display.text(line) if isinstance(line, str) else display.rich_table(line) for line in lines]
+        return "".join([*parts, display.image(self._png) if self._png else ""])
 
 
 def inspect(
@@ -127,7 +124,7 @@ def inspect_part(
     Args:
         part: a key of OPTIONS.
         given: the arguments of the command that gives the configuration.
-        named: what names the run whose configuration is inspected instead, which `mistakes` and `labels` need.
+        named: what names the run that is inspected instead.
         uri: the tracking URI of the run; None for the local one.
         options: the part's.
         instead: see `training.checked`.
@@ -139,8 +136,11 @@ def inspect_part(
         return inspect_labels(named or "", uri, **options)
     run = saved_run.find(named, uri) if named else None
     config = run.config if run else checked(given, instead)
-    if part == "lr":
-        check_range(**options)
+    if part == "lr" and not (0 < options["lowest"] < options["highest"] and options["batches"] >= 2):
+        raise ConfigError(
+            "lr: the lowest rate (--from) must be above 0 and below the highest (--to), with two batches or more. "
+            f"Received: {options['lowest']:g} to {options['highest']:g}, {options['batches']} batches"
+        )
     if part == "model":
         options = {**options, "classes": options["classes"] or (len(run.classes) if run else 2)}
     with quiet_start():
@@ -148,21 +148,8 @@ def inspect_part(
     return module.inspect(run if part in OF_RUNS else config, **options), run
 
 
-def check_range(*, lowest: float, highest: float, batches: int) -> None:
-    """Raise ConfigError if the rates of a range test are no range, or there are fewer than two batches."""
-    if not 0 < lowest < highest or batches < 2:
-        raise ConfigError(
-            "lr: the lowest rate (--from) must be above 0 and below the highest (--to), with two batches or more. "
-            f"Received: {lowest:g} to {highest:g}, {batches} batches"
-        )
-
-
 def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
-    """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise.
-
-    Returns:
-        The result, and the run that it belongs to; None for a sweep.
-    """
+    """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise."""
     from experiments.sweeps import summary
     from experiments.system.progress import PlainConsole, Terminal
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from experiments.api.run import Run
+from experiments.config.messages import is_node
 from experiments.config.overrides import format_value
-from experiments.config.schema import Config
 from experiments.errors import ConfigError
 
 # A text that Hydra's grammar reads as this text without quotes.
@@ -50,42 +48,26 @@ def command(
             "is ex.sweep(...), the checked configuration ex.compose(...)"
         )
     place = ["--config-dir", str(config_dir)] if config_dir is not None else []
-    given = [*place, *overrides, *_written(keys, Config, sweep)]
+    given = [*place, *overrides, *_written(keys, sweep)]
     modes = [override for override in given if override.lstrip("+").startswith("hydra.mode=")]
     if modes:
         raise ConfigError(f"{modes[0]}: does not apply here. One run is ex.train(...), a sweep ex.sweep(...)")
     return given
 
 
-def _written(keys: Mapping[str, Any], schema: type[BaseModel] | None, sweep: bool, above: str = "") -> Iterator[str]:
-    """Yield an override for every value, with its dotted key.
-
-    Args:
-        keys: values by key.
-        schema: the type of the part of the configuration that holds them; None if it is open.
-        sweep: see `command`.
-        above: the dotted key of that part, with a dot at its end.
-    """
+def _written(keys: Mapping[str, Any], sweep: bool, above: str = "") -> Iterator[str]:
+    """Yield an override for every value below the key `above`, which ends with a dot."""
     for name, value in keys.items():
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{above}{name}: a key must be a text. Received: {name!r}")
-        key, below = f"{above}{name}", schema
-        for part in name.split("."):
-            below = _part(below, part)
-        if isinstance(value, Mapping) and (below is not None or key.partition(".")[0] == "hydra"):
-            yield from _written(value, below, sweep, f"{key}.")
+        key = f"{above}{name}"
+        if isinstance(value, Mapping) and (is_node(key) or key.partition(".")[0] == "hydra"):
+            yield from _written(value, sweep, f"{key}.")
             continue
         try:
             yield f"{key}={','.join(_word(choice, key) for choice in _values(value)) if sweep else _word(value, key)}"
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"{key}: {error}") from None
-
-
-def _part(schema: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
-    """Return the type of a part of the configuration; None if the key has a value of its own."""
-    field = schema.model_fields.get(name) if schema else None
-    kind = field.annotation if field else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""What `Run.predict` accepts as images and options."""
+"""What `Run.predict` accepts as images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
-
-
-def check_options(batch_size: int, reject: float | None, unlike: float | None) -> None:
-    """Raise ConfigError if an option of `Run.predict` is out of its range."""
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: must be 1 or more. Received: {batch_size}")
-    for name, value in (("reject", reject), ("unlike", unlike)):
-        if value is not None and not 0 < value <= 1:
-            raise ConfigError(f"{name}: must be above 0, at most 1, such as 0.99, or None. Received: {value}")
 
 
 def list_images(images: Any) -> list[str | np.ndarray | Image.Image]:

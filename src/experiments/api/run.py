@@ -94,12 +94,7 @@ class Run:
         if the regime has no epochs.
         """
         path = self._trained.file(CURVES)
-        records = curves.read(path) if path else []
-        rows = [
-            {"step": row.step, "phase": row.phase, "epoch": row.epoch, "timestamp": row.timestamp, **row.metrics}
-            for row in records
-        ]
-        return display.frame(rows)
+        return display.frame([curves.as_row(record) for record in (curves.read(path) if path else ())])
 
     @unchanged_libraries()
     def predictions(self, split: str = "validation") -> pd.DataFrame:
@@ -213,7 +208,11 @@ class Run:
         from experiments.images.decoder_settings import DecoderSettings
         from experiments.system.progress import PlainConsole, Terminal
 
-        prediction.check_options(batch_size, reject, unlike)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: must be 1 or more. Received: {batch_size}")
+        for name, value in (("reject", reject), ("unlike", unlike)):
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"{name}: must be above 0, at most 1, such as 0.99, or None. Received: {value}")
         listed, rows = prediction.list_images(images), list[list[Any]]()
         confidence = Confidence(reject, calibrated, unlike, Path(data) if data else None)
         progress = Terminal(PlainConsole())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
@@ -15,8 +15,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Composed:
+class Composed(NamedTuple):
     """The validated configuration of a job and Hydra's composed one; later edits of YAML files change neither."""
 
     config: Config
@@ -42,10 +41,7 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
     try:
         composed = compose_config([*source, *overrides], folder, return_hydra_config=True)
         return Composed(validation.validate(composed), composed)
-    except ConfigError:
-        raise
     except Exception as error:
-        text = explain(error, overrides)
-        if text is None:
-            raise
-        raise ConfigError(text) from None
+        if text := explain(error, overrides):
+            raise ConfigError(text) from None
+        raise

@@ -24,30 +24,26 @@ def revealed(value: Any, key: str = "", change: Callable[[str, str], str] = reve
     """
     if isinstance(value, str):
         return change(value, key)
-    if isinstance(value, dict):
-        return {name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value.items()}
     if isinstance(value, list):
         return [revealed(below, f"{key}.{at}", change) for at, below in enumerate(value)]
-    if isinstance(value, BaseModel):
-        return value.model_copy(
-            update={name: revealed(below, f"{key}.{name}".lstrip("."), change) for name, below in value}
-        )
+    if isinstance(value, dict | BaseModel):
+        below = value.items() if isinstance(value, dict) else value
+        found = {name: revealed(part, f"{key}.{name}".lstrip("."), change) for name, part in below}
+        return found if isinstance(value, dict) else value.model_copy(update=found)
     return value
 
 
 def concealed_config(config: Config) -> Config:
-    """Return a validated configuration without credentials and values from the environment, to be written to a file.
+    """Return a configuration to be written to a file, with `revealed` as inverse in this process and its children.
 
-    Values from the environment are replaced by their unresolved text, which need not be valid for their keys.
-    `revealed` restores all values in this process and its children.
+    Credentials are redacted. Values from the environment become their unresolved text, which may be invalid there.
     """
 
     def conceal(text: str, key: str) -> str:
         above = (written for name, written in config.unresolved.items() if f"{key}.".startswith(f"{name}."))
         return remember(key, text, next(above, None))
 
-    concealed: Config = revealed(config, change=conceal)
-    return concealed
+    return revealed(config, change=conceal)  # type: ignore[no-any-return]
 
 
 def conceal(composed: DictConfig) -> None:
@@ -78,10 +74,7 @@ def lost_credentials(plain: Mapping[str, Any]) -> dict[str, str]:
 
 
 def from_environment(composed: DictConfig) -> dict[str, str]:
-    """Return the unresolved text of every value that depends on an environment variable, by key.
-
-    A value may depend on the variable directly, or through interpolations of other keys.
-    """
+    """Return the unresolved text of every value that depends on an environment variable, be it through other keys."""
     raw = dict(_texts(_plain(composed)))
     calls = r"\$\{\s*(oc\.env|tracking_uri)\b" if os.environ.get("MLFLOW_TRACKING_URI") else r"\$\{\s*oc\.env\b"
     found = {key for key, text in raw.items() if re.search(calls, text)}

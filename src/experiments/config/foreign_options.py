@@ -11,28 +11,28 @@ from experiments.config.schema import GROUPS
 from experiments.errors import ConfigError
 from experiments.system.private_api import get_args_parser
 
-# Names in other tools -> the key here. None of them is a key here, which a test checks.
-KEYS = {
-    "max_epochs": "epochs", "num_epochs": "epochs", "n_epochs": "epochs", "trainer.max_epochs": "epochs",
-    "trainer.epochs": "epochs", "training.epochs": "epochs", "train.epochs": "epochs",
-    "lr": "optimizer.lr", "learning_rate": "optimizer.lr", "optimizer.learning_rate": "optimizer.lr",
-    "model.lr": "optimizer.lr", "model.optimizer.lr": "optimizer.lr", "trainer.lr": "optimizer.lr",
-    "weight_decay": "optimizer.weight_decay", "model.optimizer.weight_decay": "optimizer.weight_decay",
-    "bs": "batch_size", "batch": "batch_size", "data.batch_size": "batch_size", "datamodule.batch_size": "batch_size",
-    "train.batch_size": "batch_size", "training.batch_size": "batch_size",
-    "data_root": "data.root", "data_dir": "data.root", "data_path": "data.root", "dataset": "data.root",
-    "paths.data_dir": "data.root", "data.data_dir": "data.root", "data.path": "data.root", "data.dir": "data.root",
-    "imgsz": "data.image_size", "image_size": "data.image_size", "img_size": "data.image_size",
-    "data.img_size": "data.image_size", "patience": "early_stopping",
-    "callbacks.early_stopping.patience": "early_stopping", "dropout": "model.head.dropout",
-    "model.dropout": "model.head.dropout", "random_seed": "seed", "seed_everything": "seed",
-    "trainer.precision": "runtime.precision", "precision": "runtime.precision",
-    "trainer.devices": "runtime.devices", "devices": "runtime.devices", "threads": "runtime.threads",
-    "trainer.deterministic": "runtime.deterministic", "output_dir": "hydra.run.dir", "save_dir": "hydra.run.dir",
-    "trainer.accumulate_grad_batches": "optimizer.gradient_accumulation_steps",
-    "trainer.gradient_clip_val": "optimizer.clipnorm", "arch": "model", "backbone": "model", "architecture": "model",
-    "n_trials": "sweep.trials", "hydra.sweeper.n_trials": "sweep.trials",
-}  # fmt: skip
+# Key here -> its names in other tools. None of them is a key here, which a test checks.
+OTHER_NAMES = {
+    "epochs": "max_epochs num_epochs n_epochs trainer.max_epochs trainer.epochs training.epochs train.epochs",
+    "optimizer.lr": "lr learning_rate optimizer.learning_rate model.lr model.optimizer.lr trainer.lr",
+    "optimizer.weight_decay": "weight_decay model.optimizer.weight_decay",
+    "optimizer.clipnorm": "trainer.gradient_clip_val",
+    "optimizer.gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "batch_size": "bs batch data.batch_size datamodule.batch_size train.batch_size training.batch_size",
+    "data.root": "data_root data_dir data_path dataset paths.data_dir data.data_dir data.path data.dir",
+    "data.image_size": "imgsz image_size img_size data.img_size",
+    "early_stopping": "patience callbacks.early_stopping.patience",
+    "model": "arch backbone architecture",
+    "model.head.dropout": "dropout model.dropout",
+    "seed": "random_seed seed_everything",
+    "runtime.precision": "trainer.precision precision",
+    "runtime.devices": "trainer.devices devices",
+    "runtime.threads": "threads",
+    "runtime.deterministic": "trainer.deterministic",
+    "hydra.run.dir": "output_dir save_dir",
+    "sweep.trials": "n_trials hydra.sweeper.n_trials",
+}
+KEYS = {name: key for key, names in OTHER_NAMES.items() for name in names.split()}
 # Names whose value means something else here -> what to type instead.
 ADVICE = {
     "ckpt_path": "an interrupted run goes on with resume=RUN, a finished one with continue=RUN epochs=N; weights to "
@@ -50,14 +50,9 @@ ADVICE |= {"checkpoint_path": ADVICE["ckpt_path"], "trainer.resume_from_checkpoi
 
 
 def check(command: Sequence[str]) -> None:
-    """Refuse options of other tools with the equivalent here, before anything else reads the command line.
+    """Raise ConfigError for options of other tools, with the equivalent of each here.
 
-    Args:
-        command: the arguments of `train`. With --config-dir or --config-path, keys may be the user's own: of these
-            only options with dashes are refused.
-
-    Raises:
-        ConfigError: there is such an option; the message has a line for each.
+    With --config-dir or --config-path, keys may be the user's own: only options with dashes are refused.
     """
     given, unknown = get_args_parser().parse_known_args(list(command))
     lines = [_dashed(option, command) for option in unknown if option.startswith("--") and option != "--"]

@@ -21,12 +21,7 @@ from experiments.system.private_api import config_root
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str | None:
-    """Return the message for an error raised while the configuration was composed; None for any other error.
-
-    Args:
-        error: the error that Hydra raised.
-        overrides: the command line, which the received values are taken from.
-    """
+    """Return the message for an error raised while a command line was composed; None for any other error."""
     cause = error.__cause__
     if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
         return (

@@ -22,18 +22,12 @@ RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run c
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """Return the configuration without the keys that its regime ignores, as plain values.
-
-    Keys are spelt as in YAML (`_target_`).
-    """
+    """Return the configuration without the keys that its regime ignores, as plain values, spelt as in YAML."""
     return _without(config.model_dump(by_alias=True, mode="json"), config.regime.ignores)
 
 
 def logged(config: Config) -> dict[str, Any]:
-    """Return the effective configuration for logging, as plain values.
-
-    Values that came from the environment are replaced by their unresolved text, such as ${oc.env:NAME}.
-    """
+    """Return the effective configuration, with values from the environment unresolved, such as ${oc.env:NAME}."""
     plain = effective(config)
     for key, text in config.unresolved.items():
         for node, last in _places(plain, key):
@@ -78,11 +72,8 @@ def defining(plain: Mapping[str, Any]) -> dict[str, Any]:
 def run_identity(config: Config, **facts: str | None) -> str:
     """Return the hash that is equal for two runs of the same experiment.
 
-    It covers the effective configuration and `facts` about its inputs.
-
-    Args:
-        config: a validated configuration.
-        facts: hashes of what the configuration only names: data fingerprint, weights, package version.
+    It covers the effective configuration and `facts`: hashes of what it only names, such as data and weights, and the
+    version of this package.
     """
     plain, data = _without(defining(effective(config)), NAMES_OF_INPUTS), config.data
     plain["data"] = {"image_size": data.image_size}

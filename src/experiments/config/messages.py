@@ -51,6 +51,11 @@ def is_known_key(key: str) -> bool:
     return bool(_types_at(key.split("."), Config))
 
 
+def is_node(key: str) -> bool:
+    """Return whether a key of the schema holds further keys."""
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in _types_at(key.split("."), Config))
+
+
 def _types_at(path: Iterable[str | int], root: Any) -> list[Any]:
     """Return the types that the schema allows at a path of keys below a type, the members of unions one by one."""
     types = [root]
@@ -84,13 +89,7 @@ def is_of_other_member(error: Mapping[str, Any]) -> bool:
 
 
 def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -> str:
-    """Return the message for one of pydantic's errors: key, what is allowed, what was received.
-
-    Args:
-        error: one of `ValidationError.errors()`.
-        root: the model that was validated.
-        prefix: the key of `root` in the configuration.
-    """
+    """Return the message for one of `ValidationError.errors()` of the model `root`, at the key `prefix`."""
     key = error_key(error, prefix)
     if error["type"] == "extra_forbidden":
         model = _types_at(error["loc"][:-1], root)[0]  # a model is the first member of its union with None

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -21,25 +22,17 @@ from experiments.system.paths import CONF
 from experiments.system.private_api import without_hydra
 
 
-def quoted(text: str, quote: str = "'") -> str:
-    r"""Return a text in quotes, as Hydra's grammar reads it literally.
-
-    In that grammar a backslash is an escape only before a quote, and before ${, which would be an interpolation.
-    """
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
-    before_quotes = re.sub(rf"(\\*){quote}", lambda found: found[1] * 2 + "\\" + quote, text)
-    whole = re.sub(r"(\\+)\Z", lambda found: found[1] * 2, before_quotes)
-    return f"{quote}{whole}{quote}"
+def quoted(text: str, quote: Quote = Quote.single) -> str:
+    """Return a text in quotes, as Hydra's grammar reads it literally; ${ would be an interpolation there."""
+    escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+    return QuotedString(escaped, quote).with_quotes()
 
 
 def format_value(value: Any) -> str:
     """Return a Python value as it is written in Hydra's grammar; texts are taken literally.
 
-    Args:
-        value: None, bool, int, float, text, path, NumPy scalar or array, or lists, tuples and mappings of these.
-
     Raises:
-        ConfigError: the value is of another type.
+        ConfigError: the value is of a type that the message does not list.
         ValueError: a mapping has a key that this grammar cannot express.
     """
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays, pandas' series
@@ -93,7 +86,7 @@ def as_typed(key: str, text: str) -> str | None:
     """
     text = os.path.expanduser(text)
     parser = OverridesParser.create()
-    for value in (text, *sorted((quoted(text, '"'), quoted(text)), key=lambda value: len(shlex.quote(value)))):
+    for value in (text, *sorted((quoted(text, Quote.double), quoted(text)), key=lambda value: len(shlex.quote(value)))):
         try:
             override = parser.parse_override(f"{key}={value}")
             found = None if override.is_sweep_override() else override.value()
@@ -109,11 +102,7 @@ def compose_config(
 ) -> DictConfig:
     """Compose the configuration of a command line, also within a Hydra job, whose Hydra is set aside meanwhile.
 
-    Args:
-        overrides: the command line.
-        config_dir: folder with the user's own choices (`--config-dir`), if any.
-        config_name: see Hydra's `--config-name`.
-        options: those of `hydra.compose`.
+    `config_dir` and `config_name` are Hydra's options of these names; `options` are those of `hydra.compose`.
     """
     place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -121,15 +110,10 @@ def compose_config(
 
 
 def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config") -> bool:
-    """Return whether overrides give `data.root` and no choice with such a key, so that `data=folder` is meant.
+    """Return whether overrides, also of a sweep, give `data.root` and no choice with it, so that data=folder is meant.
 
     A choice of `data` is never replaced, be it typed or brought by a preset, nor is anything implied where the
     overrides cannot be composed: the error is that of `train`.
-
-    Args:
-        overrides: the command line, which may be that of a sweep.
-        config_dir: folder with the user's own choices (`--config-dir`), if any.
-        config_name: see Hydra's `--config-name`.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))

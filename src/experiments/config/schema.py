@@ -99,10 +99,10 @@ class Data(Component):
         if isinstance(value, Mapping) and value:
             merged = {str(new): old if isinstance(old, list) else [old] for new, old in value.items()}
             return {new: [str(name) for name in old] for new, old in merged.items()}
-        allowed = (
-            "a list of classes, [cats,dogs], or new classes with those that they merge, {pets: [cats,dogs]}, or null"
+        raise ValueError(
+            "must be a list of classes, [cats,dogs], or new classes with those that they merge, {pets: [cats,dogs]}, "
+            f"or null. Received: {value!r}"
         )
-        raise ValueError(f"must be {allowed}. Received: {value!r}")
 
     @property
     def merged_classes(self) -> dict[str, list[str]] | None:
@@ -394,10 +394,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 GROUPS: dict[str, type[Component]] = {
-    "data": Data,
-    "augmentation": Augmentation,
-    "model": Model,
-    "optimizer": Optimizer,
-    "schedule": Schedule,
+    "data": Data, "augmentation": Augmentation, "model": Model, "optimizer": Optimizer, "schedule": Schedule,
     "regime": Regime,
-}
+}  # fmt: skip

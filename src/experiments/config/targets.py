@@ -26,7 +26,7 @@ OURS = {
 
 
 def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type | None = None) -> Any:
-    """Return the class or function that a `_target_` names, if it is allowed there.
+    """Return the class or function that a `_target_` names.
 
     Args:
         trusted_packages: the packages of the user in which any name is allowed.
@@ -35,9 +35,8 @@ def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type |
         kind: the Keras class whose subclass it must be; None for keys that take a function of this project.
 
     Raises:
-        ConfigError: the name is not allowed for this key, which is checked before anything is imported (Keras only for
-            subclasses of `kind` and for applications, this project only for the functions of the key's group, anything
-            else only from `trusted_packages`); the name does not exist; or it is a class of another kind.
+        ConfigError: the name is not allowed for this key, which is checked before anything is imported; it does not
+            exist; or it is a class of another kind.
     """
     group = key.split(".")[0]
     allowed = [*(f"{name}." for name in trusted_packages), OURS[group] if kind is None else "keras."]
@@ -77,11 +76,7 @@ def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call a class or function with arguments from the configuration.
-
-    Raises:
-        ConfigError: an argument is unknown, or the call raises a TypeError or ValueError; the message names the key.
-    """
+    """Call a class or function with arguments from the configuration; wrong ones are a ConfigError about the key."""
     parameters = parameters_of(function)
     named = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
     unknown = [name for name in arguments if name not in (*named, "dtype", "name", "trainable")]
@@ -112,11 +107,7 @@ def _place(function: Any, error: Exception) -> str:
 
 
 def own_code(trusted_packages: Sequence[str], plain: Any) -> dict[str, list[str]]:
-    """Return hashes of the user's packages that the targets in a plain value name, for the keys of caches.
-
-    Returns:
-        {"own_code": [sha256, ...]}; an empty mapping if no target is in a package of the user.
-    """
+    """Return {"own_code": [sha256, ...]} of the user's packages that targets in a plain value name, {} if none do."""
     targets = list(_targets(plain))
     named = [name for name in trusted_packages if any(target.startswith(f"{name}.") for target in targets)]
     return {"own_code": [_source_hash(name) for name in sorted(named)]} if named else {}

@@ -18,15 +18,7 @@ brought: list[str] = []  # overrides that `like=` was expanded to in this proces
 
 
 def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
-    """Refuse weights that were typed and that no run would load.
-
-    Args:
-        configs: the configuration of the run, or those of a sweep's jobs; it is enough that one of them reads a key.
-        overrides: the overrides of the command line.
-
-    Raises:
-        ConfigError: there are such weights; the message names each key.
-    """
+    """Raise ConfigError for weights that were typed and that neither the run nor any job of the sweep would load."""
     lines = [
         f"{key}: {_regimes(configs)} loads no such weights, {WEIGHTS[key]}. Received: {value}"
         for _, key, value in _unread(configs, overrides)
@@ -55,11 +47,8 @@ def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tup
     for override in overrides:
         name, _, value = override.lstrip("+").partition("=")
         key = name.rpartition("@")[2]  # optimizer@regime.head_optimizer=adam sets regime.head_optimizer
-        if (
-            override not in brought
-            and not override.startswith("~")
-            and all(_ignored(config, key) for config in configs)
-        ):
+        typed = override not in brought and not override.startswith("~")
+        if typed and all(_ignored(config, key) for config in configs):
             yield override, key, value
 
 

@@ -22,11 +22,9 @@ from experiments.system import paths
 from experiments.system.redaction import redacted
 
 # The resolvers that conf/ uses. They are registered here because every composed configuration is validated.
-OmegaConf.register_new_resolver("default_outputs", paths.default_outputs, replace=True)
-OmegaConf.register_new_resolver("run_name", paths.run_name, replace=True)
-OmegaConf.register_new_resolver("tracking_uri", paths.tracking_uri, replace=True)
+for _resolver in (paths.default_outputs, paths.run_name, paths.tracking_uri, paths.artifact_location):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("sqlite_uri", lambda file: paths.sqlite_uri(Path(file)), replace=True)
-OmegaConf.register_new_resolver("artifact_location", paths.artifact_location, replace=True)
 # Prefixes of `_target_` in version 0.1, as in logged configurations and users' YAMLs, and their present form.
 MOVED = {
     "experiments.augmentation.": "experiments.data.augmentation.",
@@ -42,12 +40,7 @@ MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
 def validate(composed: DictConfig) -> Config:
-    """Validate a composed configuration and return it.
-
-    Raises:
-        ConfigError: the configuration is invalid; the message names every key that is unknown, missing, of a wrong type
-            or out of range.
-    """
+    """Validate a composed configuration and return it, or raise one ConfigError that names every key that is wrong."""
     if "hydra" in composed:
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
@@ -58,7 +51,7 @@ def validate(composed: DictConfig) -> Config:
         hint = r". Where ${ is meant as text, write \${" if "nterpolation" in reason else ""
         raise ConfigError(format_errors([f"{error.full_key}: {reason}{hint}"])) from None
     assert isinstance(plain, dict)
-    plain = with_current_targets(plain)
+    plain = revealed(plain, change=current_target)
     lines = [f"{key}: no value. Give one: {key}=..." for key in missing]
     wrong = {key.split(".")[0] for key in missing}
     lines += [
@@ -69,9 +62,8 @@ def validate(composed: DictConfig) -> Config:
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        found = [
-            detail for detail in error.errors() if error_key(detail) not in missing and not is_of_other_member(detail)
-        ]
+        details = error.errors()
+        found = [each for each in details if error_key(each) not in missing and not is_of_other_member(each)]
         lines += map(error_line, found)
         wrong |= {str(detail["loc"][0]) for detail in found}
     for group in GROUPS:
@@ -91,21 +83,16 @@ def validate(composed: DictConfig) -> Config:
     return config
 
 
-def with_current_targets(node: Any) -> Any:
-    """Return plain values with each `_target_` of version 0.1 replaced by its present name, and warn of each."""
-    if isinstance(node, list):
-        return [with_current_targets(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    found = {key: with_current_targets(value) for key, value in node.items()}
-    target = found.get("_target_")
-    if isinstance(target, str):
-        for old, new in MOVED.items():
-            if target.startswith(old):
-                found["_target_"] = new + target.removeprefix(old)
-                text = f"_target_: {target} is now called {found['_target_']}; the old name will be removed"
-                warnings.warn(text, FutureWarning, stacklevel=2)
-    return found
+def current_target(text: str, key: str) -> str:
+    """Return the present name of a `_target_` of version 0.1, and warn of it; other texts are returned unchanged."""
+    old = next((old for old in MOVED if text.startswith(old)), None)
+    if old is None or key.rpartition(".")[2] != "_target_":
+        return text
+    present = MOVED[old] + text.removeprefix(old)
+    warnings.warn(
+        f"_target_: {text} is now called {present}; the old name will be removed", FutureWarning, stacklevel=2
+    )
+    return present
 
 
 @cache
@@ -144,12 +131,8 @@ def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> lis
     """Return the messages for values of model, regime and tracking that are invalid in combination."""
     lines = []
     unfrozen, blocks = regime.unfrozen_blocks, model.blocks or []
-    if (
-        "regime.unfrozen_blocks" not in regime.ignores
-        and isinstance(unfrozen, int)
-        and blocks
-        and unfrozen > len(blocks)
-    ):
+    is_read = "regime.unfrozen_blocks" not in regime.ignores
+    if is_read and isinstance(unfrozen, int) and 0 < len(blocks) < unfrozen:
         lines.append(
             f"regime.unfrozen_blocks: must be at most {len(blocks)}, as model={model.name} has {len(blocks)} blocks "
             f"({', '.join(blocks)}), or all, or the name of a layer. Received: {unfrozen}"

@@ -20,7 +20,7 @@ from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
 from experiments.system.redaction import redacted
 from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, keep_last
-from experiments.training.types import EpochRecord, Status
+from experiments.training.types import Status
 
 AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
 
@@ -28,17 +28,13 @@ AUTO = "auto"  # value of `resume`: the run in the directory, if there is one
 class ActiveRun:
     """The run that this process executes: the lock of its directory, and its facts, which are written as they change.
 
-    Args:
-        directory: the run directory.
-        config: the run's configuration.
-
     Raises:
         ConfigError: another process executes the run, or the directory belongs to another run.
     """
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         self.directory, folder = directory, directory.folder
-        self.is_job = config.sweep.job
+        self._largest_kept = LARGEST_KEPT_OF_JOB if config.sweep.job else LARGEST_KEPT
         self._lock = claim(folder, wait=PATIENCE if config.resume == AUTO else 0)
         if not config.resume:
             check_owner(folder, config)
@@ -47,17 +43,15 @@ class ActiveRun:
         if begun is None:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
             (folder / CURVES).unlink(missing_ok=True)
-        outputs = os.path.abspath(config.outputs)
-        self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get()), "outputs": outputs}
+        self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get())}
         # The directory of a resumed run may have been moved.
-        self.facts |= {"outputs": outputs, "status": Status.RUNNING}
+        self.facts |= {"outputs": os.path.abspath(config.outputs), "status": Status.RUNNING}
         self.directory.write_facts(self.facts)
 
     @property
     def run_id(self) -> str | None:
         """The id of the MLflow run, if there is one."""
-        found: str | None = self.facts.get("run_id")
-        return found
+        return self.facts.get("run_id")
 
     def track(self, run_id: str | None, uri: str | None) -> None:
         """Record the MLflow run and its tracking URI; to a new MLflow run, no model has been logged yet."""
@@ -71,15 +65,7 @@ class ActiveRun:
         self.directory.write_facts(self.facts)
 
     def check(self, identity: str, planned: str | None = None) -> None:
-        """Record the run's identity, after comparing it with that of the resumed or planned run.
-
-        Args:
-            identity: the identity of this run.
-            planned: the identity that a sweep has planned.
-
-        Raises:
-            ConfigError: the identity has changed.
-        """
+        """Record the run's identity; one that is not that of the resumed or planned run is a ConfigError."""
         if planned not in (None, identity):
             raise ConfigError(
                 f"{self.directory.folder}: this job is not what was planned any more: the data, the weights or the "
@@ -95,8 +81,7 @@ class ActiveRun:
             self.note(status=status)
             if status == Status.FINISHED:
                 epochs = self.directory.epochs()
-                largest = LARGEST_KEPT_OF_JOB if self.is_job else LARGEST_KEPT
-                keep_last(self.directory.checkpoints, epochs[-1].phase if epochs else None, largest)
+                keep_last(self.directory.checkpoints, epochs[-1].phase if epochs else None, self._largest_kept)
         finally:
             self._lock.release()
 
@@ -115,26 +100,18 @@ def open_run(directory: RunDirectory, config: Config) -> Iterator[ActiveRun]:
             active.end(Status.FAILED if isinstance(error, Exception | SystemExit) else Status.KILLED)
         if not isinstance(error, (ConfigError, DataError)):
             if not isinstance(error, Exception):  # a signal
-                error.add_note(_progress(directory.epochs()))
+                last = next(reversed(directory.epochs()), None)
+                after = f"It stopped after epoch {last.epoch + 1} of phase {last.phase}" if last else None
+                error.add_note(after or "No epoch was finished")
             error.add_note(f"Go on with it: python -m experiments.train resume={shlex.quote(str(directory.folder))}")
         raise
     active.end(Status.FINISHED)
 
 
-def _progress(epochs: Sequence[EpochRecord]) -> str:
-    """Return a sentence about the last of a run's recorded epochs."""
-    if not epochs:
-        return "No epoch was finished"
-    return f"It stopped after epoch {epochs[-1].epoch + 1} of phase {epochs[-1].phase}"
-
-
 def check_owner(folder: Path, config: Config) -> None:
-    """Refuse a directory that belongs to another run or to a sweep, whose files would be mistaken for this run's.
+    """Raise ConfigError for a directory of another run or a sweep, whose files would be mistaken for this run's.
 
     A run that ended before its identity was known has left no files that could be mistaken.
-
-    Raises:
-        ConfigError: the directory belongs to another run or to a sweep, which the message names.
     """
     remedy = "Leave hydra.run.dir out (every run gets a folder of its own), name another one"
     if (folder / SWEEP).exists():
@@ -143,9 +120,8 @@ def check_owner(folder: Path, config: Config) -> None:
     if facts is None or "identity" not in facts or config.sweep.rerun:
         return
     named = f"run {facts['run_id']}, " if facts.get("run_id") else ""
-    go_on = (
-        "" if facts.get("status") == Status.FINISHED else ", go on with that run: resume=" + shlex.quote(str(folder))
-    )
+    finished = facts.get("status") == Status.FINISHED
+    go_on = "" if finished else f", go on with that run: resume={shlex.quote(str(folder))}"
     raise ConfigError(
         f"hydra.run.dir: {folder} belongs to another run ({named}{facts.get('status')}), whose files would be taken "
         f"for this one's. {remedy}{go_on}, or remove that folder"
@@ -153,13 +129,10 @@ def check_owner(folder: Path, config: Config) -> None:
 
 
 def check_vacant(folder: Path, config: Config) -> None:
-    """Refuse a directory for a new run that holds other files, as everything in a run directory is logged to MLflow.
+    """Raise ConfigError for a directory that holds anything but this run, as all in it is logged to MLflow.
 
-    Must be called before Hydra creates the directory.
-
-    Raises:
-        ConfigError: the directory belongs to another run or to a sweep, or holds other files; the message names them.
-            Or `resume` names a run without being expanded to its command (`reuse.resume`).
+    Also if `resume` names a run without being expanded to its command. Must be called before Hydra creates the
+    directory.
     """
     if config.resume not in (None, AUTO):
         # Otherwise it does not come from `resume.expand`: a new run would be trained, and none resumed.

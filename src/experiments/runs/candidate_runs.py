@@ -25,11 +25,7 @@ def without_repeats(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_job(folder: Path) -> list[CandidateRun]:
-    """Return the finished runs of the candidate of a job or a final run; none if its sweep goes over no folds.
-
-    Args:
-        folder: a run directory, of whatever run.
-    """
+    """Return the finished runs of the candidate of a run, which may be no job; none if its sweep goes over no folds."""
     if not (folder.parent / SWEEP).is_file():
         return []
     record = next((job for job in job_records(folder.parent) if str(job["number"]) == folder.name), None)
@@ -38,13 +34,9 @@ def of_job(folder: Path) -> list[CandidateRun]:
 
 
 def of_candidate(sweep: Path, values: Mapping[str, str]) -> list[CandidateRun]:
-    """Return the finished runs of a candidate, with its final runs if the sweep goes over folds.
+    """Return the finished runs of the candidate with these values of the swept keys, whatever its seeds and folds.
 
-    Only then have the final runs other validation images than the jobs.
-
-    Args:
-        sweep: the sweep's directory.
-        values: those of the swept keys; seed and fold do not matter.
+    Its final runs have other validation images than the jobs, and are among them, only if the sweep goes over folds.
     """
     found = []
     for job in job_records(sweep):
@@ -57,11 +49,6 @@ def of_candidate(sweep: Path, values: Mapping[str, str]) -> list[CandidateRun]:
 
 
 def unrated(images: Iterable[Mapping[str, str]], rated: Iterable[str]) -> int:
-    """Return how many training and validation images no run has validated with.
-
-    Args:
-        images: the rows of a manifest.
-        rated: the SHA-256 hashes of the images that have ratings.
-    """
+    """Return how many training and validation images of a manifest's rows have no rating, by their SHA-256 hashes."""
     known = set(rated)
     return sum(row["split"] != "test" and row["sha256"] not in known for row in images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,5 +30,5 @@ def format_command(hydra: Any) -> dict[str, Any]:
 def arguments(called: Mapping[str, Any]) -> list[str]:
     """Return the command-line arguments of a command that `format_command` has recorded."""
     options = {"--config-dir": "config_dir", "--config-path": "config_path", "--config-name": "config_name"}
-    given = {option: called.get(name) for option, name in options.items()}
-    return [*itertools.chain(*((option, str(value)) for option, value in given.items() if value)), *called["overrides"]]
+    given = [(option, str(called[name])) for option, name in options.items() if called.get(name)]
+    return [*(word for pair in given for word in pair), *called["overrides"]]

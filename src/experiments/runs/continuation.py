@@ -17,17 +17,14 @@ from experiments.runs.run_directory import CONFIG, CURVES, EARLIER, FACTS, MANIF
 from experiments.storage import atomic_files
 
 KEY = "continue_from"
+COPIED = (CONFIG, MANIFEST, CURVES)
 # The keys that the network follows from, and below `model` those that change no weight's shape or meaning.
 SAME = ("regime.name", "regime.unfrozen_blocks", "data.image_size", "model")
 FREE = ("weights", "dropout", "l1", "l2")
 
 
 def check(config: Config) -> None:
-    """Compare a configuration with that of the finished run that it continues, before any work.
-
-    Raises:
-        ConfigError: there is no such run, it is not finished, has another network, or has as many epochs already.
-    """
+    """Raise ConfigError if there is no finished run to continue, with the same network and fewer epochs."""
     if config.continue_from is None:
         return
     if KEY in config.regime.ignores:
@@ -38,7 +35,7 @@ def check(config: Config) -> None:
     folder = Path(config.continue_from)
     directory = RunDirectory(folder)
     try:
-        directory.facts_of_finished((CONFIG, MANIFEST, CURVES))
+        directory.facts_of_finished(COPIED)
     except ConfigError as error:
         raise ConfigError(f"continue: {error}\nTo train from the start: {KEY}=null") from None
     before, now = dict(_network(configuration(directory))), dict(_network(effective(config)))
@@ -81,24 +78,19 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     Returns:
         The directory of the copies; its facts also have `continued`, the folder of that run, and `state`, that of its
         checkpoints. None if the run continues no other.
-
-    Raises:
-        ConfigError: the files cannot be read.
     """
     if config.continue_from is None:
         return None
     source, target = Path(config.continue_from), RunDirectory(RunDirectory(folder).inputs(KEY))
     if (target.facts() or {}).get("continued") == str(source):
         return target.folder
-    facts, directory = RunDirectory(source).facts(), RunDirectory(source)
+    directory = RunDirectory(source)
+    facts = directory.facts_of_finished(COPIED)
     try:
-        target.folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, MANIFEST, CURVES, *([] if directory.lacks([EARLIER]) else [EARLIER])):
+        for name in (*COPIED, *([] if directory.lacks([EARLIER]) else [EARLIER])):
             atomic_files.write_file(target.folder / name, (source / name).read_bytes())
     except OSError as error:
         raise ConfigError(f"continue: {source}: cannot be read: {error.strerror or error}") from None
-    if facts is None or not directory.epochs():
-        raise ConfigError(f"continue: {source} is no folder of a trained run")
     # A sweep's winner has no checkpoints: its weights are those of one of the sweep's jobs.
     trained = configuration(directory).get("sweep", {}).get("trained")
     places = [place.checkpoints for place in (directory, *([RunDirectory(Path(trained))] if trained else []))]

@@ -79,9 +79,8 @@ class Curves:
 def same(one: EpochRecord, other: EpochRecord) -> bool:
     """Return whether two records are of the same epoch with the same metrics, apart from durations."""
     compared = [name for name in EPOCH_METRICS if name not in CLOCKED]
-    return (one.step, one.phase, one.epoch) == (other.step, other.phase, other.epoch) and all(
-        one.metrics.get(name) == other.metrics.get(name) for name in compared
-    )
+    ours, theirs = ((row.step, row.phase, row.epoch, *map(row.metrics.get, compared)) for row in (one, other))
+    return ours == theirs
 
 
 def read(path: Path) -> list[EpochRecord]:
@@ -110,13 +109,16 @@ def format_rows(records: Sequence[EpochRecord], *, header: bool) -> str:
     Every row has all columns, because records from the head cache may have fewer metrics, in another order.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     if header:
-        writer.writerow(COLUMNS)
-    for record in records:
-        values = [record.metrics.get(name, "") for name in EPOCH_METRICS]
-        writer.writerow([record.step, record.phase, record.epoch, record.timestamp, *values])
+        writer.writeheader()
+    writer.writerows(map(as_row, records))
     return text.getvalue()
+
+
+def as_row(record: EpochRecord) -> dict[str, Any]:
+    place = {"step": record.step, "phase": record.phase, "epoch": record.epoch, "timestamp": record.timestamp}
+    return {**place, **record.metrics}
 
 
 def metric_points(record: EpochRecord) -> list[list[Any]]:

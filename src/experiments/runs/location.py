@@ -52,12 +52,9 @@ def store_of_run(folder: Path, facts: Mapping[str, Any]) -> str | None:
 
 
 def folder_named(named: str) -> Path | None:
-    """Return the directory that a text names, plain or in the quotes of Hydra's grammar; None if there is none."""
-    for text in (named, named[1:-1] if len(named) > 2 and named[0] == named[-1] and named[0] in "'\"" else named):
-        folder = Path(text).expanduser()
-        if text and folder.is_dir():
-            return folder.resolve()
-    return None
+    """Return the directory that a text names; None if there is none."""
+    folder = Path(named).expanduser()
+    return folder.resolve() if named and folder.is_dir() else None
 
 
 def local_folder(named: str) -> Path | None:

@@ -12,16 +12,10 @@ PATIENCE = 60.0  # seconds to wait for the previous process of the run, which ma
 
 
 def claim(folder: Path, name: str = ".run.lock", what: str = "run", wait: float = 0) -> FileLock:
-    """Acquire and return the lock of a run's or a sweep's directory, unless locks are not supported there.
-
-    Args:
-        folder: the directory.
-        name: name of the lock file.
-        what: "run" or "sweep", for the message.
-        wait: seconds to wait for a process that may just be ending.
+    """Return the lock of a directory, acquired unless locks are not supported there.
 
     Raises:
-        ConfigError: another process holds the lock.
+        ConfigError: another process, which may have been ending, has held it for `wait` seconds.
     """
     lock = FileLock(folder / name, fallback_to_soft=False)
     try:

@@ -89,13 +89,7 @@ def predictions_file(split: str) -> str:
 def job_directory(sweep: Path, number: int, folder: Path, identity: str) -> RunDirectory | None:
     """Return the directory with the results of a sweep's job; None if its run has not finished, or is damaged.
 
-    It is the run's or, if that is on another machine or was moved, the job's, with the files fetched from MLflow.
-
-    Args:
-        sweep: the sweep's directory.
-        number: of the job.
-        folder: the run's directory, which may be outside of the sweep's.
-        identity: of the run.
+    It is the run's `folder` or, if that is on another machine or was moved, the job's, with files fetched from MLflow.
     """
     for place in (RunDirectory(folder), RunDirectory(sweep / str(number))):
         with contextlib.suppress(ConfigError, ValueError):
@@ -120,27 +114,23 @@ class RunDirectory:
         try:
             if not path.exists():
                 return None
-            if not path.is_file():
+            if not path.is_file():  # reading a pipe would wait
                 raise self.damaged("it is no file")
             content = path.read_bytes()
             _Facts.model_validate_json(content)
+            return dict(json.loads(content))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise self.damaged(f"{key}: {first['msg']}" if key else first["msg"]) from None
-        facts: dict[str, Any] = json.loads(content)
-        return facts
 
     def facts_of_finished(self, files: Iterable[str]) -> dict[str, Any]:
         """Return the contents of FACTS of a finished run.
 
-        Args:
-            files: names of files that are needed of the run.
-
         Raises:
-            ConfigError: it is no run directory, the run is not finished, or one of its files does not exist any more.
+            ConfigError: it is no run directory, the run is not finished, or one of these files does not exist any more.
         """
         facts = self.facts()
         if facts is None:
@@ -237,29 +227,19 @@ class RunDirectory:
         return read_rows(self.folder / MANIFEST)
 
     def write_images(
-        self,
-        images: Sequence[Mapping[str, Any]],
-        left_out: Sequence[Mapping[str, str]],
-        warnings: Sequence[Mapping[str, str]],
-        near_duplicates: Sequence[Mapping[str, Any]],
-    ) -> None:
+        self, images: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]],
+        warnings: Sequence[Mapping[str, str]], near_duplicates: Sequence[Mapping[str, Any]],
+    ) -> None:  # fmt: skip
         """Write MANIFEST, and tables of skipped images, of warnings and of near-duplicates, if there are any."""
-        tables = {
-            MANIFEST: images,
-            SKIPPED: left_out,
-            WARNINGS: warnings,
-            NEAR_DUPLICATES: near_duplicates,
-        }
+        tables = {MANIFEST: images, SKIPPED: left_out, WARNINGS: warnings, NEAR_DUPLICATES: near_duplicates}
         for name, rows in tables.items():
             if rows:
                 write_rows(self.folder / name, rows)
 
     def trained_on(self) -> set[str]:
         """Return the SHA-256 of every image that the run's weights were trained on, by it or by a run before it."""
-        rows = [row for row in self.images() if row["split"] == "train"]
-        if (self.folder / EARLIER).is_file():
-            rows += read_rows(self.folder / EARLIER)
-        return {row["sha256"] for row in rows}
+        trained = [row for row in self.images() if row["split"] == "train"]
+        return {row["sha256"] for row in (*trained, *self._optional_rows(EARLIER))}
 
     def write_earlier(self, hashes: Iterable[str]) -> None:
         """Write the SHA-256 of the images that the weights were trained on with which the run begins, if any were."""
@@ -268,17 +248,15 @@ class RunDirectory:
 
     def issues(self) -> list[tuple[str, str]]:
         """Return path and text of issues: images that were not used, and images with a warning."""
-        found = []
-        for name, column in ((SKIPPED, "reason"), (WARNINGS, "warning")):
-            if (self.folder / name).is_file():
-                found += [(row["path"], row[column]) for row in read_rows(self.folder / name)]
-        return found
+        tables = ((SKIPPED, "reason"), (WARNINGS, "warning"))
+        return [(row["path"], row[column]) for name, column in tables for row in self._optional_rows(name)]
 
     def near_duplicates(self) -> list[dict[str, str]]:
         """Return the rows of NEAR_DUPLICATES, those in two splits first; see `data.manifest.near_duplicate_rows`."""
-        if not (self.folder / NEAR_DUPLICATES).is_file():
-            return []
-        return sorted(read_rows(self.folder / NEAR_DUPLICATES), key=lambda row: row["split"] == row["other_split"])
+        return sorted(self._optional_rows(NEAR_DUPLICATES), key=lambda row: row["split"] == row["other_split"])
+
+    def _optional_rows(self, name: str) -> list[dict[str, str]]:
+        return [] if self.lacks([name]) else read_rows(self.folder / name)
 
     def lacks(self, names: Iterable[str]) -> list[str]:
         """Return the names of those files that do not exist."""
