@@ -72,14 +72,15 @@ SHARED = ("part", "overrides", "config_dir", "run", "uri", "dpi", "output")  # t
 def main() -> None:
     arguments = parse()
     from experiments.api.inspection import inspect_part
-    from experiments.inspection.inspection import show, write_figure
-    from experiments.tracking.summary_runs import add_file
 
     options = {name: value for name, value in vars(arguments).items() if name not in SHARED}
     place = getattr(arguments, "config_dir", None)
     given = [*(["--config-dir", str(place)] if place else []), *getattr(arguments, "overrides", ())]
     instead = f"Inspect it by: experiments inspect {arguments.part} --run RUN"
     result, run = inspect_part(arguments.part, given, arguments.run, arguments.uri, options, instead)
+    from experiments.inspection.inspection import show, write_figure  # after the error of a wrong configuration
+    from experiments.tracking.summary_runs import add_file
+
     show(result)
     path = arguments.output or result.path(run)
     if result.table:

@@ -20,14 +20,16 @@ def main() -> None:
         "sweep", metavar="SWEEP", help="the sweep's folder, its name under outputs/sweeps/, or its MLflow run's id"
     )
     arguments = parser.parse_args()
+    from experiments.sweeps import sweep_directory
+
+    folder = sweep_directory.find(arguments.sweep)
     from experiments.config.credentials import revealed
-    from experiments.sweeps import summary_files, sweep_directory
+    from experiments.sweeps import summary_files
     from experiments.sweeps.terminal import show_summary
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
     from experiments.tracking.summary_runs import end_sweep
 
-    folder = sweep_directory.find(arguments.sweep)
     summary = summary_files.write_summary(folder)
     about = sweep_directory.read(folder)
     show_summary(PlainConsole(), summary, folder)
