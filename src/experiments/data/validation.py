@@ -27,19 +27,21 @@ from experiments.storage import array_cache, named_arrays
 
 _log = logging.getLogger(__name__)
 
-_Facts = tuple[int, int, str, list[str]]  # width, height, mode, warnings
-
 
 def hash_files(root: Path, images: Sequence[ListedImage], issues: list[DataIssue]) -> dict[str, tuple[str, int]]:
     """Return path -> (sha256, size in bytes); files that cannot be read become issues."""
-    hashes = {}
+
+    def digest(image: ListedImage) -> tuple[str, int] | None:
+        try:
+            with _open(root, image.path) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        except DataError as error:
+            issues.append(DataIssue(image.path, str(error), skippable=True))
+            return None
+
     with ThreadPoolExecutor() as pool:
-        for image, hashed in zip(images, pool.map(lambda image: _hash(root, image.path), images), strict=True):
-            if isinstance(hashed, str):
-                issues.append(DataIssue(image.path, hashed, skippable=True))
-            else:
-                hashes[image.path] = hashed
-    return hashes
+        digests = zip(images, pool.map(digest, images), strict=True)
+        return {image.path: hashed for image, hashed in digests if hashed}
 
 
 @contextmanager
@@ -53,15 +55,6 @@ def _open(root: Path, path: str) -> Iterator[BufferedReader]:
             raise
         text = f"cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
         raise DataError(text) from None
-
-
-def _hash(root: Path, path: str) -> tuple[str, int] | str:
-    """Return a file's sha256 and size in bytes, or the reason why it cannot be read."""
-    try:
-        with _open(root, path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    except DataError as error:
-        return str(error)
 
 
 def unchanged(root: Path, path: str, sha256: str) -> bytes:
@@ -96,7 +89,7 @@ class ValidationResults:
         decoder_settings: DecoderSettings,
         buffer: PixelBuffer | None,
     ) -> None:
-        self.valid: dict[str, _Facts] = {}  # by sha256
+        self.valid: dict[str, Any] = {}  # sha256 -> width, height, mode and warnings
         self.invalid: dict[str, str] = {}  # sha256 -> the reason
         self.cache = cache
         self.decoder_settings = decoder_settings
@@ -141,34 +134,27 @@ class ValidationResults:
         if not new:
             return False
         _log.info("Checking %d images", len(new))
-        for sha256, result in self._validated(new, keep=keep):
-            if isinstance(result, str):
-                self.invalid[sha256] = result
-            else:
-                self.valid[sha256] = result
+        self.invalid |= self._decode(new, keep=keep)
         return True
 
-    def _validated(self, paths: Mapping[str, str], *, keep: bool) -> Iterator[tuple[str, _Facts | str]]:
-        """Decode images in parallel, which stores their thumbnails, and yield for each its facts, or why it is invalid.
+    def _decode(self, paths: Mapping[str, str], *, keep: bool) -> dict[str, str]:
+        """Decode images (sha256 -> path) in parallel and keep what is found; return why some are invalid, by sha256."""
+        invalid = {}
 
-        Args:
-            paths: sha256 -> path.
-            keep: Whether the decoded images are added to the buffer.
-        """
-
-        def validate(sha256: str, path: str) -> _Facts | str:
+        def decode(sha256: str, path: str) -> None:
             try:
                 content = unchanged(self._root, path, sha256)
-                with decoder.decoding(content, self.decoder_settings) as (image, width, height, mode, warnings):
+                with decoder.decoding(content, self.decoder_settings) as (image, *facts):
                     self._thumbnails[sha256] = near_duplicates.thumbnail(image)
                     if self._buffer and keep:
                         self._buffer.add(sha256, image)
-                    return width, height, mode, warnings
+                    self.valid[sha256] = facts
             except DataError as error:
-                return str(error)
+                invalid[sha256] = str(error)
 
         with ThreadPoolExecutor() as pool:
-            yield from zip(paths, pool.map(validate, paths, paths.values()), strict=True)
+            list(pool.map(decode, paths, paths.values()))
+        return invalid
 
     def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
         """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache."""
@@ -179,9 +165,8 @@ class ValidationResults:
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
         if missing:
             _log.info("Decoding %d images to look for near-duplicates", len(missing))
-        for sha256, result in self._validated(missing, keep=False):
-            if isinstance(result, str):
-                raise DataError(f"{printable(missing[sha256])}: {result}")
+        for sha256, reason in self._decode(missing, keep=False).items():
+            raise DataError(f"{printable(missing[sha256])}: {reason}")
         if len(self._thumbnails) > len(kept.get("sha256", ())):
             hashes, thumbnails = np.array([*self._thumbnails], "S64"), np.stack([*self._thumbnails.values()])
             named_arrays.write(self._thumbnail_file, {"sha256": hashes, "thumbnails": thumbnails})

@@ -114,7 +114,7 @@ class Rows:
     """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:  # at least one, [n, d, ...]
-        self.parts = [_file_of(part) or part for part in parts]
+        self.parts = [_row_reader(part) or part for part in parts]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
@@ -132,37 +132,33 @@ class Rows:
         found = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         for into, owner, row in zip(found, owners.tolist(), (wanted - self.starts[owners]).tolist(), strict=True):
             part = self.parts[owner]
-            if isinstance(part, _RowFile):
-                part.read(row, into)
-            else:
+            if isinstance(part, np.ndarray):
                 into[...] = part[row]
+            else:
+                part(row, into)
         return found
 
 
-class _RowFile:
-    """The file behind the memory map of a whole array, which any number of threads may read.
+def _row_reader(array: np.ndarray) -> Callable[[int, np.ndarray], None] | None:
+    """Return a function, for any thread, that reads a row of a memory map's file into an array.
 
-    The file is closed when the last reference to this object is gone.
+    It closes the file when it is gone itself. None if the array is no memory map of a whole file, or the file was
+    removed or renamed.
     """
-
-    def __init__(self, array: np.memmap) -> None:
-        self._name, self._start, self._size = str(array.filename), array.offset, array[:1].nbytes
-        self._file = os.open(self._name, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file).atexit = False  # other threads may read until the process ends
-
-    def read(self, row: int, into: np.ndarray) -> None:
-        if os.preadv(self._file, [into.data], self._start + row * self._size) != self._size:
-            raise OSError(f"{self._name} is shorter than it was; make sure that nothing else writes to the cache")
-
-
-def _file_of(array: np.ndarray) -> _RowFile | None:
-    """Return the file of an array; None if it is no memory map or a view of one, or its file was removed or renamed."""
     if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename):
         return None
+    name, start, size = str(array.filename), array.offset, array[:1].nbytes
     try:
-        return _RowFile(array)
+        file = os.open(name, os.O_RDONLY)
     except FileNotFoundError:
         return None
+
+    def read(row: int, into: np.ndarray) -> None:
+        if os.preadv(file, [into.data], start + row * size) != size:
+            raise OSError(f"{name} is shorter than it was; make sure that nothing else writes to the cache")
+
+    weakref.finalize(read, os.close, file).atexit = False  # other threads may read until the process ends
+    return read
 
 
 def release(arrays: Sequence[np.ndarray]) -> None:
