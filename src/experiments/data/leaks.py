@@ -64,11 +64,10 @@ def without_leaks(
     """
     splits = defaultdict(set)
     for image in images:
-        if image.path in groups:
-            splits[groups[image.path]].add(image.split)
+        splits[groups.get(image.path, image.path)].add(image.split)
     kept, left_out = [], []
     for image in images:
-        last = max(splits[groups[image.path]], key=("", *SPLITS).index) if image.path in groups else image.split
+        last = max(splits[groups.get(image.path, image.path)], key=("", *SPLITS).index)
         if last == image.split:
             kept.append(image)
         else:
@@ -78,15 +77,12 @@ def without_leaks(
 
 def leak_issues(leaks: Iterable[NearDuplicatePair]) -> list[DataIssue]:
     """Return an issue for each pair of near-duplicates in two splits."""
-    return [
-        DataIssue(
-            pair.second,
-            f"a {'mirrored ' if pair.mirrored else ''}near-duplicate of {printable(pair.first)}, in another split "
-            f"(similarity {pair.similarity:.2f}); remove one, or set data.on_leak=group",
-            skippable=False,
-        )
-        for pair in leaks
-    ]
+    issues = []
+    for pair in leaks:
+        text = f"a {'mirrored ' if pair.mirrored else ''}near-duplicate of {printable(pair.first)}, in another split "
+        text += f"(similarity {pair.similarity:.2f}); remove one, or set data.on_leak=group"
+        issues.append(DataIssue(pair.second, text, skippable=False))
+    return issues
 
 
 def leak_sentence(leaks: Sequence[NearDuplicatePair]) -> str:

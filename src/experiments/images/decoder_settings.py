@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -40,11 +41,9 @@ class DecoderSettings:
     def logged(parameters: Mapping[str, str]) -> DecoderSettings:
         """Return the settings in the parameters that a run has logged; a text that is no valid value is ignored."""
         found: dict[str, Any] = {}
-        try:
+        with suppress(ValueError, TypeError):  # null, or any other text, which a tracking store may contain
             low, high = json.loads(parameters.get("data.gray_range", "null"))
             found["gray_range"] = float(low), float(high)
-        except (ValueError, TypeError):  # null, or any other text, which a tracking store may contain
-            pass
         if (resize := parameters.get("data.resize")) in get_args(Resize):
             found["resize"] = resize
         if (most := parameters.get("data.max_pixels", "")).isdecimal():
