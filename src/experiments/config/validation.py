@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError, create_model
 
 from experiments.config.choices import shipped
 from experiments.config.credentials import from_environment, lost_credentials, revealed
@@ -96,10 +96,10 @@ def current_target(text: str, key: str) -> str:
 
 
 @cache
-def _checks(group: str, name: str) -> TypeAdapter[Any]:
-    kind = ARGUMENTS[group][name]
-    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
-    return TypeAdapter(kind, config=None if is_model else Node.model_config)
+def _arguments_of(group: str) -> type[Node]:
+    """Return the model of the arguments of a group's shipped components, all of them optional."""
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in ARGUMENTS.get(group, {}).items()}
+    return create_model(group, __base__=Node, **fields)
 
 
 def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
@@ -111,19 +111,13 @@ def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str 
     if not alike:
         return []  # the user's own component, which `build` validates against its constructor's signature
     fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
-    known = alike[0]
-    lines = []
-    for name, value in node.items():
-        key = f"{prefix}.{name}"
-        if name in fields or key in missing:
-            continue
-        if name not in known:
-            lines.append(unknown_key(key, {*known, *fields}, value))
-            continue
-        try:
-            _checks(group, name).validate_python(value)
-        except ValidationError as error:
-            lines += [error_line(detail, ARGUMENTS[group][name], key) for detail in error.errors()]
+    given = {name: value for name, value in node.items() if name not in fields and f"{prefix}.{name}" not in missing}
+    unknown = [name for name in given if name not in alike[0]]
+    lines = [unknown_key(f"{prefix}.{name}", {*alike[0], *fields}, given.pop(name)) for name in unknown]
+    try:
+        _arguments_of(group).model_validate(given)
+    except ValidationError as error:
+        lines += [error_line(detail, _arguments_of(group), prefix) for detail in error.errors()]
     return lines
 
 
