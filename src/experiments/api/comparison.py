@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Comparison:
     """A comparison of runs, as `compare` returns it; a notebook shows its table and sentences.
 
-    Runs that differ in their seed only are one row. The first row is what the others are compared with. `split` is that
-    of the images: validation or test.
+    Runs that differ in their seed only are one row. The first row is what the others are compared with. `split` names
+    the images that are compared: validation or test.
     """
 
     def __init__(self, compared: Compared, uri: str) -> None:

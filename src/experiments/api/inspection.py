@@ -119,15 +119,7 @@ def inspect(
 def inspect_part(
     part: str, given: Sequence[str], named: str | None, uri: str | None, options: Mapping[str, Any], instead: str
 ) -> tuple[Inspection, Trained | None]:
-    """Inspect a part of a configuration or of a run.
-
-    Args:
-        part: a key of OPTIONS.
-        given: the arguments of the command that gives the configuration.
-        named: what names the run that is inspected instead.
-        uri: the tracking URI of the run; None for the local one.
-        options: the part's.
-        instead: see `training.checked`.
+    """Inspect a part of the configuration that a command gives, or of the run that is named instead.
 
     Returns:
         The result, and the run that it belongs to; None for a configuration or a sweep.

@@ -39,11 +39,7 @@ def list_images(images: Any) -> list[str | np.ndarray | Image.Image]:
 
 
 def _each(images: Any) -> Iterator[Any]:
-    """Yield paths, arrays of one image and PIL images, out of sequences of them.
-
-    Raises:
-        ConfigError: an input is no image.
-    """
+    """Yield paths, arrays of one image and PIL images, out of sequences of them; other inputs are a ConfigError."""
     import numpy as np
     from PIL import Image
 

@@ -26,10 +26,7 @@ from experiments.train import RAISES, error_text
 
 @contextmanager
 def executing(command: Sequence[str]) -> Iterator[None]:
-    """Execute a command of `train` in the block.
-
-    Args:
-        command: its arguments, which logs and tags record.
+    """Execute a command of `train` in the block; logs and tags record its arguments.
 
     Raises:
         ConfigError: as on the command line; also in place of Hydra's errors and of messages with which a process ends.

@@ -94,12 +94,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None, **keys: Any) 
 def checked(given: Sequence[str], instead: str) -> Config:
     """Return the validated configuration of a command, with the checks that `train` makes before any work.
 
-    Args:
-        given: the arguments of the command.
-        instead: what to use of a finished run, which has no command.
-
-    Raises:
-        ConfigError: the configuration cannot be used, or `resume` names a finished run.
+    If `resume` names a finished run, which has no command, the ConfigError says what to use `instead`.
     """
     expanded = expand(given)
     if expanded is None:

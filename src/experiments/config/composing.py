@@ -30,12 +30,7 @@ def read(overrides: Sequence[str], folder: Path | None = None) -> Config:
 def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
     """Return the validated configuration of a command line, composed as by `train`, with Hydra's composed one.
 
-    Args:
-        overrides: the command line.
-        folder: folder with the user's own choices (`--config-dir` of `train`), if any.
-
-    Raises:
-        ConfigError: the configuration cannot be composed or is invalid; the message is that of `train`.
+    `folder` is that of the user's own choices (`--config-dir`), if any. Errors are those of `train`, as ConfigError.
     """
     source = ["data=folder"] if implies_folder(overrides, folder) else []
     try:

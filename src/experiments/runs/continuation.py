@@ -71,9 +71,7 @@ def _network(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def copy_source(config: Config, folder: Path) -> Path | None:
     """Copy the small files of the run that `continue_from` names, so that its removal does not affect this run.
 
-    Args:
-        config: the validated configuration.
-        folder: the run directory, which receives them as its inputs, once.
+    They become inputs of the run directory `folder`, once.
 
     Returns:
         The directory of the copies; its facts also have `continued`, the folder of that run, and `state`, that of its

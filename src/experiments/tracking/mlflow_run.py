@@ -37,12 +37,8 @@ _log = logging.getLogger(__name__)
 def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[MlflowRun]:
     """Open an MLflow run and end it as FINISHED, FAILED or KILLED; with tracking=none, yield one without effect.
 
-    If the tracking store becomes unavailable during the run, training continues and messages are kept, see `buffer`.
-
-    Args:
-        config: the validated configuration.
-        folder: the run directory.
-        run_id: the id of the MLflow run to continue; None for a new one.
+    `run_id` is that of the MLflow run to continue; None for a new one. If the tracking store becomes unavailable during
+    the run, training continues and messages are kept, see `buffer`.
     """
     if config.tracking.uri is None:
         yield MlflowRun(None, folder)

@@ -213,11 +213,7 @@ def read_files(
 def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
     """Return the run, finished or not, that a key of the command line names in one of the ways of `find_runs`.
 
-    Args:
-        uri: the tracking store.
-        named: the run; one in MLflow's trash is found by its whole id only.
-        key: for the error message.
-        trash: whether to accept a run in MLflow's trash.
+    A run in MLflow's trash is accepted with `trash`, and found by its whole id only.
 
     Raises:
         ConfigError: there is no such run, or several fit.

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
     """Start or continue a sweep's MLflow run, the parent of its jobs' runs, and return its id.
 
-    Args:
-        config: the configuration that the jobs share.
-        folder: the sweep's directory.
-        pid: of the sweep's process, which sends no heartbeat: only its own machine can find out that it has ended.
-        run_id: the MLflow run to continue; a new one is started if it is None, or was deleted.
+    The sweep's process `pid` sends no heartbeat: only its own machine can find out that it has ended. A new run is
+    started if `run_id` is None, or was deleted.
     """
     experiment = open_experiment(config)
     tags = {**liveness.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
@@ -61,14 +58,9 @@ def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
 
 
 def log_comparison(uri: str, experiment: str, digest: str, files: Sequence[Path], text: str) -> str:
-    """Log a comparison's files as an MLflow run, and return its id.
+    """Log a comparison's files, and a text for the run's page in the UI, as an MLflow run, and return its id.
 
-    Args:
-        uri: the tracking store.
-        experiment: the MLflow id of the experiment.
-        digest: the hash of the comparison; if it was logged before, its files are replaced.
-        files: the files to log.
-        text: Markdown that the UI shows on the run's page.
+    If a comparison with this hash was logged before, its files are replaced.
     """
     with connection.client(uri) as client:
         before = client.search_runs([experiment], f"tags.comparison = '{digest}'", max_results=1)
