@@ -113,19 +113,15 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     folded = first.folds_of(common)
     if folded != other.folds_of(common):
         folded, least = None, 1
-    matched = folded is None and len(seeds) > 1
+    matched = folded is None and least > 1 and len(seeds) > 1
     if folded is None and least == 1:
         a, b = (side.matrix(common, (seeds or list(side.by_seed))[:1]) for side in (first, other))
     else:
         a, b = (side.matrix(common, seeds if matched else None) for side in (first, other))
     found = difference(a, b, folds=folded, matched_seeds=matched)
-    by_seed = [float(np.mean(other.matrix(common, [seed])) - np.mean(first.matrix(common, [seed]))) for seed in seeds]
-    return replace(
-        found,
-        partly=len(common) < max(len(first.images), len(known)),
-        runs=(len(a), len(b)),
-        by_seed=tuple(by_seed) if len(by_seed) > 1 and found.source == "seeds" else (),
-    )
+    by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if matched else ()
+    partly = len(common) < max(len(first.images), len(known))
+    return replace(found, partly=partly, runs=(len(a), len(b)), by_seed=by_seed)
 
 
 def difference(

@@ -44,19 +44,15 @@ class Setup:
     command: str  # the whole command line
     began: float  # time.monotonic() at the start
 
-    def directory(self, name: str) -> Path:
-        """Return the sweep's directory: hydra.sweep.dir if it was typed, else a subdirectory with the sweep's name."""
-        given = Path(self.master.hydra.sweep.dir)
-        fixed = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in self.master.hydra.overrides.hydra)
-        return (given if fixed else given / name).absolute()
-
 
 class Session:
     """One start of a sweep, whose name is the same at every start."""
 
     def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
-        self.folder = setup.directory(name)
+        place = Path(setup.master.hydra.sweep.dir)
+        typed = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in setup.master.hydra.overrides.hydra)
+        self.folder = (place if typed else place / name).absolute()
         self.held_out = inspection.held_out
         self.features_missing = inspection.features_missing
         self.console = PlainConsole(quiet=self.config.progress == "none")
@@ -100,9 +96,13 @@ class Session:
         if self.config.tracking.uri is not None:
             before = sweep_directory.read(self.folder).get("parent")
             self.parent = processes.run_worker_task("open_run", self.config, self.folder, before)
+        config = logged(self.config)
+        for group, names in SUMMARY_KEYS.items():
+            values = getattr(self.config, group)
+            config[group] = config.get(group, {}) | {name: getattr(values, name) for name in names}
         about = {
             "name": self.name, "command": self.setup.command, "objective": self.config.objective,
-            "parent": self.parent, "config": recorded(self.config), "repeats": self.repeats,
+            "parent": self.parent, "config": config, "repeats": self.repeats,
         }  # fmt: skip
         atomic_files.write_json(self.folder / sweep_directory.SWEEP, redacted(about))
         self.write_jobs(jobs)
@@ -218,17 +218,15 @@ class Session:
         if folded:
             found = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])["jobs"]
         for at, job in enumerate(jobs):
-            job.final = True
-            if folded:
-                job.identity = found[at]["identity"]
-            else:  # the same run except for its test evaluation, which the run's process verifies
-                seed = job.values.get("seed", "")
-                job.identity, place = winner["identities"][seed], Path(winner["folders"][seed])
-                job.trained = str(place) if plan.has_weights(place, job.identity) else None
+            job.final, seed = True, job.values.get("seed", "")
+            # Without folds it is the winner's job but for its test evaluation, which the run's process verifies.
+            job.identity = found[at]["identity"] if folded else winner["identities"][seed]
             while not sweep_directory.is_free(self.folder / str(number), job.identity):
                 number += 1
             job.number, job.folder = number, self.folder / str(number)
-            job.trained = None if job.trained == str(job.folder) else job.trained
+            place = Path(winner["folders"][seed])
+            if not folded and place != job.folder and plan.has_weights(place, job.identity):
+                job.trained = str(place)
             number += 1
         sweep_directory.reuse_own_runs(jobs)
         self.prepare(jobs)
@@ -259,15 +257,6 @@ class Session:
                 self.close(metrics, Status.FAILED if isinstance(error, Exception) else Status.KILLED)
             error.add_note("Go on with this sweep: the same command again")
             raise
-
-
-def recorded(config: Config) -> dict[str, Any]:
-    """Return the configuration that sweep.json contains: as it is logged, with the values that summaries read."""
-    written = logged(config)
-    for group, names in SUMMARY_KEYS.items():
-        values = getattr(config, group)
-        written[group] = written.get(group, {}) | {name: getattr(values, name) for name in names}
-    return written
 
 
 def inspect_jobs(jobs: Sequence[Job]) -> Inspection:

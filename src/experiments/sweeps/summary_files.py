@@ -49,8 +49,8 @@ def write_summary(folder: Path) -> dict[str, Any]:
         lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, final)]
     else:
         lines = sentences(ranked, objective, held_out, about["command"], final)
-    unfinished = sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs)
-    lines += [f"{unfinished} jobs are not finished: the same command again continues them."] if unfinished else []
+    if unfinished := sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs):
+        lines.append(f"{unfinished} jobs are not finished: the same command again continues them.")
     metrics = {f"jobs_{status.lower()}": float(count) for status, count in Counter(row.status for row in jobs).items()}
     if winner:
         metrics[f"winner.validation.{objective}"] = winner.score

@@ -46,7 +46,7 @@ class LocalLauncher(JobLauncher):
         for job in jobs:
             gpu = min(self.gpu_jobs, key=self.gpu_jobs.__getitem__, default=None)  # the one with the fewest jobs
             log = job.folder / processes.LOG
-            begin = processes.size(log)
+            begin = log.stat().st_size if log.exists() else 0
             own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
             process = processes.start("experiments.train", "run_planned", job, log=log, environment=own)
             started.append(LocalJob(process, log, begin, gpu))

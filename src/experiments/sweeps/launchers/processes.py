@@ -158,8 +158,3 @@ def last_lines(log: Path, begin: int = 0) -> list[str]:
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()][-6:]
-
-
-def size(log: Path) -> int:
-    """Return the number of bytes in a file, 0 if there is none."""
-    return log.stat().st_size if log.exists() else 0

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
 from experiments.sweeps.launchers.processes import GRACE
-from experiments.sweeps.launchers.remote_job import error_reason, need_package, to_dict, work
+from experiments.sweeps.launchers.remote_job import need_package, to_dict, work
 from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import PlannedRun
 from experiments.system import signals
@@ -97,7 +97,7 @@ class RayLauncher(JobLauncher):
                 try:
                     ended[at] = ray.get(reference)
                 except RayError as error:
-                    ended[at] = error_reason(error)
+                    ended[at] = f"{type(error).__name__}: {str(error).strip()}"
         return ended
 
     def stop(self, handles: Iterable[Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
-from experiments.sweeps.launchers.processes import LOG, end_this_process, invoke, job_failure, size
+from experiments.sweeps.launchers.processes import LOG, end_this_process, invoke, job_failure
 from experiments.sweeps.launchers.scheduler import timeout_reason
 from experiments.sweeps.plan import PlannedRun
 
@@ -35,7 +35,7 @@ def work(
         timeout: seconds that the job may take.
         leaving: returns whether the run is being stopped here because it will be started again on another machine.
     """
-    folder = job.folder
+    folder, log = job.folder, job.folder / LOG
     if not folder.parent.is_dir():
         missing = f"{folder.parent} is not to be found on {platform.node()}"
         return f"{missing}: the sweep's machines must share a disk, and outputs= be a place on it"
@@ -44,8 +44,8 @@ def work(
         os.chdir(directory)
     late = threading.Event()
     code: Any = 0
-    begin = size(folder / LOG)
-    with into(folder / LOG), limited(timeout, late):
+    begin = log.stat().st_size if log.exists() else 0
+    with into(log), limited(timeout, late):
         try:
             invoke("experiments.train", "run_planned", job)
         except SystemExit as stop:
@@ -65,7 +65,7 @@ def work(
             os._exit(code)
     if late.is_set():
         return timeout_reason(timeout)
-    return job_failure(code, folder / LOG, begin)
+    return job_failure(code, log, begin)
 
 
 @contextmanager
@@ -116,11 +116,6 @@ def need_package(package: str, launcher: str) -> None:
             f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
             f"Install it: pip install 'image-experiments[{launcher}]'"
         )
-
-
-def error_reason(error: Exception) -> str:
-    """Return why a job failed whose process has raised an error or is gone."""
-    return f"{type(error).__name__}: {str(error).strip()}"
 
 
 def to_dict(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from experiments.config import credentials
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers.processes import GRACE, LOG, last_lines
-from experiments.sweeps.launchers.remote_job import error_reason, need_package, to_dict, work
+from experiments.sweeps.launchers.remote_job import need_package, to_dict, work
 from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.launchers.slurm_queue import ENDED, GONE, State, cancel, outside_job, query
 from experiments.sweeps.plan import PlannedRun
@@ -169,7 +169,7 @@ class SlurmLauncher(JobLauncher):
                 try:
                     ended[at] = job.result()
                 except Exception as error:  # of submitit, or raised in the job's process
-                    ended[at] = error_reason(error)
+                    ended[at] = f"{type(error).__name__}: {str(error).strip()}"
             elif ended_at is not None and time.monotonic() - ended_at > RESULT_DELAY:
                 ended[at] = self.reason_without_result(submission)
         for at in ended:

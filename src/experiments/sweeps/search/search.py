@@ -61,7 +61,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     session.print_lines(*search_plan(session, search_space, inspection, study.trials))
     session.print_lines(*trials.deleted_lines(setup.config, study.trials))
     worker = trials.Worker(session, search_space, study)
-    with worker.lock():  # so that only one of several workers creates the MLflow run
+    with worker.lock:  # so that only one of several workers creates the MLflow run
         session.open([])
     import optuna
     import sqlalchemy.exc

@@ -59,6 +59,7 @@ class Worker:
         self.settings = session.config.sweep
         self.distributions = {dimension.key: dimension.distribution for dimension in space.dimensions}
         self.owner = liveness.owner()
+        self.lock = FileLock(session.folder / LOCK)  # of the workers that share the sweep's directory
         self.trials: dict[int, Trial] = {}  # drawn by this worker and not ended yet, by number
         self.jobs: list[Job] = []
         self.failed: list[int] = []  # places of the trials that failed in this start
@@ -87,10 +88,6 @@ class Worker:
         for trial in list(self.trials.values()):
             study.annotate(trial.drawn, {OWNER: {**self.owner, "owner.heartbeat": now}})
 
-    def lock(self) -> FileLock:
-        """Return the lock of the workers that share the sweep's directory."""
-        return FileLock(self.session.folder / LOCK)
-
     @property
     def duplicates(self) -> list[Trial]:
         """The trials of this worker that get the result of another one."""
@@ -104,7 +101,7 @@ class Worker:
     def draw(self) -> list[Trial]:
         """Draw as many trials as run at a time, requeued ones first, without duplicates of earlier trials."""
         batch: list[Trial] = []
-        with self.lock():  # workers that draw at the same time would draw the same point
+        with self.lock:  # workers that draw at the same time would draw the same point
             while len(batch) < self.settings.jobs:
                 trials = self.all_trials()
                 if sum(map(study.counts, trials)) >= self.settings.trials - len(self.failed):
@@ -141,14 +138,10 @@ class Worker:
                 if study.is_done(earlier):
                     self.copy_result(trial, earlier)
                 else:
-                    self.mark_duplicate(trial, earlier.number)
+                    study.annotate(trial.drawn, {DUPLICATE: earlier.number})
+                    trial.same_as = earlier.number
                 return True
         return False
-
-    def mark_duplicate(self, trial: Trial, other: int) -> None:
-        """Mark a trial as the duplicate of another one, whose result it gets when that ends."""
-        study.annotate(trial.drawn, {DUPLICATE: other})
-        trial.same_as = other
 
     def copy_result(self, trial: Trial, other: FrozenTrial) -> None:
         """End a trial with the result of another one."""
@@ -192,7 +185,7 @@ class Worker:
 
     def requeue_stale(self) -> None:
         """Requeue the trials of processes that no longer run."""
-        with self.lock():
+        with self.lock:
             for trial in self.all_trials():
                 if trial.state != TrialState.RUNNING or trial.number in self.trials or not study.is_abandoned(trial):
                     continue
@@ -212,7 +205,7 @@ class Worker:
             jobs = [job for trial in ready for job in trial.jobs]
             sweep_directory.reuse_own_runs(jobs)
             self.session.prepare(jobs)
-            with self.lock():
+            with self.lock:
                 ready = [trial for trial in ready if not self.duplicates_runs(trial)]
         for trial in ready if self.settings.pruner != "none" else []:
             trial.jobs[0].trial = f"{self.study.study_name}/{trial.number}"
@@ -268,7 +261,8 @@ class Worker:
         for other in self.all_trials():
             same = other.user_attrs.get(IDENTITY) == identity and DUPLICATE not in other.user_attrs
             if same and other.number != trial.number and study.counts(other):
-                self.mark_duplicate(trial, other.number)
+                study.annotate(trial.drawn, {DUPLICATE: other.number})
+                trial.same_as = other.number
                 return True
         return False
 
