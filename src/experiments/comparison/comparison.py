@@ -264,10 +264,7 @@ def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFact
 
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Return for each group the texts key=value that distinguish it from the others, with as few keys as possible.
-
-    The choices of configuration groups come first, then top-level keys. Some runs lack keys that their regime ignores.
-    """
+    """Return for each group the texts key=value that distinguish it from the others, with as few keys as possible."""
     keys = list(configuration(groups))
     keys.sort(
         key=lambda key: (

@@ -277,11 +277,7 @@ def unread_keys(unread: Sequence[Sequence[str]]) -> list[str]:
 
 
 def group_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return a row per group.
-
-    Its columns are the metrics with their intervals, the difference from the first group, the durations, and the keys
-    in which the configurations differ.
-    """
+    """Return a row per group: metrics with intervals, difference from the first group, durations, differing keys."""
     names = [name for name in METRICS if any(name in measures for measures in comparison.measures)]
     differing = configuration(comparison.groups)
     groups = zip(comparison.groups, comparison.labels, comparison.measures, comparison.differences, strict=True)

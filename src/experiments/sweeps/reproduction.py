@@ -255,11 +255,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], explanation: Sequence[str], abou
 def conclude(
     folder: Path, jobs: Sequence[Job], backbone: str, comparable: bool, command: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Write summary.md and, with every run's results, summary.json; return the table's rows and its explanation.
-
-    The jobs may be finished or not; `comparable` is whether they match the claims (see `same_task`), and `command` the
-    command that made them, for the page.
-    """
+    """Write summary.md and, with every run's results, summary.json; return the table's rows and its explanation."""
     by_claim = {name: [job for job in jobs if job.values["experiment"] == name] for name in CLAIMS}
     rows = [row(name, own, backbone=backbone, comparable=comparable) for name, own in by_claim.items()]
     explanation = sentences(rows, backbone=backbone, comparable=comparable)

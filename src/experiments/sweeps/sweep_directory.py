@@ -48,10 +48,7 @@ def find(named: str) -> Path:
 
 
 def finished_runs(uri: str, named: str) -> list[RunFacts]:
-    """Return the runs of a sweep's jobs, without the winner's final runs; raise ConfigError if there are none.
-
-    The sweep is named by its name, its directory, or the id of its MLflow run, which is the parent of the jobs' runs.
-    """
+    """Return the runs of a sweep's jobs, without the winner's final runs; raise ConfigError if there are none."""
     from experiments.tracking.queries import RUN_ID, find_runs, search_runs
 
     try:  # the sweep's files also list jobs that were trained before, whose runs have another parent

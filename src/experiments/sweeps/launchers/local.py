@@ -1,7 +1,4 @@
-"""Launcher for this machine: each job runs in a process of its own, on one of the GPUs if there are any.
-
-A job that crashes, is killed or takes too long is one failed job.
-"""
+"""Launcher for this machine: each job runs in a process of its own, on one of the GPUs if there are any."""
 
 from __future__ import annotations
 

@@ -187,12 +187,8 @@ class SlurmLauncher(JobLauncher):
         return "\n".join([f"SLURM: {state}", *(line for log in logs for line in last_lines(log))])
 
     def update(self, job_ids: Sequence[str]) -> None:
-        """Query the states of jobs, log why queued ones wait, and record when jobs have ended.
-
-        squeue is used and not sacct, which submitit uses: many clusters have no accounting. A job is no longer in the
-        queue some minutes after its end.
-        """
-        found = query()
+        """Query the states of jobs, log why queued ones wait, and record when jobs have ended."""
+        found = query()  # of squeue, not of sacct as submitit does: many clusters have no accounting
         if found is None:
             return
         self.states = {job_id: found.get(job_id, GONE) for job_id in job_ids}

@@ -143,10 +143,7 @@ class Space:
         return place * (RUNS if len(self.repeats) > 1 else 1)
 
     def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
-        """Yield runs that together contain every value of `Dimension.ends` and every repeat, one change at a time.
-
-        The other keys have their first value, and the other runs the first repeat.
-        """
+        """Yield runs that together contain every value of `Dimension.ends` and every repeat, one change at a time."""
         first = {dimension.key: dimension.ends[0] for dimension in self.dimensions}
         yield self.job(first, self.repeats[0])
         for dimension in self.dimensions:

@@ -230,10 +230,7 @@ class Worker:
         return True
 
     def inspect(self, batch: Sequence[Trial]) -> list[Trial]:
-        """Inspect the jobs of trials, and return the trials that can be run; the others have failed.
-
-        Raise ConfigError if no job can be run, for a reason outside of the trials, such as a lost tracking store.
-        """
+        """Inspect the jobs of trials, and return the trials that can be run; the others have failed."""
         try:
             missing = inspect_jobs([job for trial in batch for job in trial.jobs]).features_missing
         except ConfigError as error:
