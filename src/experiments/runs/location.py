@@ -42,8 +42,7 @@ def store_of_run(folder: Path, facts: Mapping[str, Any]) -> str | None:
     uri = reveal(facts.get("store") or "", "tracking.uri")
     if not uri or is_concealed(uri):
         return None
-    file = sqlite_file(uri)
-    if file is None:
+    if (file := sqlite_file(uri)) is None:
         return uri
     file = Path(facts["command"].get("directory", ""), file)
     recorded, outputs = recorded_outputs(facts), outputs_of(folder, facts)

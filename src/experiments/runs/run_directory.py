@@ -159,8 +159,7 @@ class RunDirectory:
 
     def finished(self, identity: str) -> dict[str, float] | None:
         """Return the metrics in this directory; None unless they are those of a finished run with this identity."""
-        fetched = self.folder / FETCHED
-        facts = json.loads(fetched.read_bytes()) if fetched.exists() else self.facts() or {}
+        facts = self._fetched() or self.facts() or {}
         if not identity or facts.get("identity") != identity or facts.get("status") != Status.FINISHED:
             return None
         try:
@@ -170,8 +169,11 @@ class RunDirectory:
 
     def fetched_from(self) -> str | None:
         """Return the id of the MLflow run whose results were fetched into this directory; None if none were."""
-        fetched = self.folder / FETCHED
-        return str(json.loads(fetched.read_bytes())["run_id"]) if fetched.exists() else None
+        return self._fetched().get("run_id")
+
+    def _fetched(self) -> dict[str, str]:
+        path = self.folder / FETCHED
+        return json.loads(path.read_bytes()) if path.exists() else {}
 
     def write_fetched(self, files: Mapping[str, bytes], identity: str, run_id: str) -> None:
         """Write files that were fetched of a finished run on another machine, by name, and then FETCHED."""

@@ -71,20 +71,19 @@ def _fitting(runs: Iterable[RunFacts], text: str) -> list[RunFacts]:
 
 def _why_not(uri: str, name: str) -> str:
     """Return why no finished run has this id or name: it is in the trash, is not finished, or does not exist."""
-    with connection.client(uri) as client:
+    with connection.client(uri):
         import mlflow
         from mlflow.entities import ViewType
 
-        experiments = [experiment.experiment_id for experiment in mlflow.search_experiments(ViewType.ALL)]
-        for run in mlflow.search_runs(experiments, run_view_type=ViewType.ALL, output_format="list"):
+        experiments = {experiment.experiment_id: experiment for experiment in mlflow.search_experiments(ViewType.ALL)}
+        for run in mlflow.search_runs([*experiments], run_view_type=ViewType.ALL, output_format="list"):
             if _fitting([facts(run)], name):
                 if in_trash(run):
-                    experiment = client.get_experiment(run.info.experiment_id)
+                    experiment = experiments[run.info.experiment_id]
                     gone = experiment.lifecycle_stage == "deleted"
                     return experiment_in_trash(uri, experiment) if gone else trashed(uri, run)
-                if run.info.status != Status.FINISHED:
-                    return f"no finished run fits: this one is {run.info.status}"
-                return "no finished run fits: this one is no training"
+                status = run.info.status
+                return f"no finished run fits: this one is {'no training' if status == Status.FINISHED else status}"
     return "no finished run fits"
 
 
