@@ -131,7 +131,8 @@ def prepare(
     identity = components.identity(config, dataset.fingerprint)
     active.check(identity, planned)
     root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
-    active.note(backbone_identity=components.backbone.identity, data_root=root, continues=config.continue_from)
+    active.note(backbone_identity=components.backbone.identity, data_root=root, continues=config.continue_from,
+                data_fingerprint=dataset.fingerprint)  # fmt: skip
     write_description(components, dataset, directory, tracker, identity)
     return components, dataset
 

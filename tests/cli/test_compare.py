@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -404,8 +406,34 @@ def test_a_run_directory_stands_for_its_run_in_the_store_where_it_is(tmp_path: P
         (tmp_path / name).write_text(text)
     assert in_mlflow([str(tmp_path), "adam"]) == (["a" * 32, "adam"], ["sqlite:////somewhere/mlflow.db"])
     (tmp_path / "run.json").write_text(json.dumps(facts | {"run_id": None}))
-    with pytest.raises(ConfigError, match="is not in MLflow"):
-        in_mlflow([str(tmp_path)])
+    assert in_mlflow([str(tmp_path), "adam"]) == ([tmp_path, "adam"], [])
+
+
+def test_runs_that_are_not_in_mlflow_are_compared_by_their_folders(
+    ended: Any, uri: str, own_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Here with copies of one run that have another batch size, the second of them another seed, too."""
+    places = [ended.folder, tmp_path / "other" / "nine", tmp_path / "other" / "ten"]
+    written = (ended.folder / "config.yaml").read_text(encoding="utf-8")
+    for seed, folder in enumerate(places[1:]):
+        shutil.copytree(ended.folder, folder)
+        text = written.replace("\nseed: 0\n", f"\nseed: {seed}\n").replace("\nbatch_size: 8\n", "\nbatch_size: 9\n")
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    assert not (own_outputs / "mlflow.db").exists()
+    monkeypatch.setattr(sys, "argv", ["experiments compare", *map(str, places)])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert any("batch_size=9" in line for line in lines) and any("like=" in line for line in lines)
+    page = Path(lines[-1].removeprefix("page").strip())
+    assert all(str(place) in page.read_text(encoding="utf-8") for place in places)
+    assert not (own_outputs / "mlflow.db").exists(), "nothing is logged"
+    mixed = compare(uri, find_runs(uri, ["elsewhere", places[1], places[2]]), "validation")
+    assert [len(group.runs) for group in mixed.groups] == [1, 2]
+    assert [len(run.curves) for run in mixed.groups[1].evaluated] == [6, 6]
+    with pytest.raises(ConfigError, match="no predictions of split 'test'"):
+        (places[1] / "predictions_test.csv").unlink(missing_ok=True)
+        compare(uri, find_runs(uri, places[1:2]), "test")
 
 
 def test_what_cannot_be_compared(uri: str) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from experiments.cli import evaluate, inspect, ui
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
+from experiments.config.identity import logged
 from experiments.errors import ConfigError
 from experiments.images import decoder
 from experiments.images.resizing import resize
@@ -816,10 +817,23 @@ def test_addresses_are_asked_before_anything_else() -> None:
     assert "postgresql://me:***@127.0.0.1" in str(caught.value) and "that the server runs" in str(caught.value)
 
 
+def test_a_run_has_the_same_facts_in_mlflow_and_in_its_folder(store: Store) -> None:
+    """So that one that is not in MLflow can be compared with one that is."""
+    (tracked,) = queries.find_runs(store.uri, ["tuned"])
+    (by_folder,) = queries.find_runs("", [store.outputs / "runs" / "tuned"])
+    assert by_folder.params == tracked.params and by_folder.data == tracked.data
+    assert by_folder.metrics.items() <= tracked.metrics.items()
+    for tag in ("identity", "data_fingerprint", "backbone_identity"):
+        assert by_folder.tags[tag] == tracked.tags[tag]
+    split = "validation"
+    assert queries.read_predictions("", by_folder, split) == queries.read_predictions(store.uri, tracked, split)
+    assert queries.read_curves("", by_folder) == queries.read_curves(store.uri, tracked)
+
+
 def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Callable[..., schema.Config]) -> None:
-    found = description.flat_parameters(config("class_weights={c+: 1.0, dogs: 2.0}"))
+    found = description.flat_parameters(logged(config("class_weights={c+: 1.0, dogs: 2.0}")))
     assert found["class_weights"] == "{'c+': 1.0, 'dogs': 2.0}"
-    found = description.flat_parameters(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}"))
+    found = description.flat_parameters(logged(config(f"class_weights={{{'c' * 250}: 1.0, dogs: 2.0}}")))
     assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 

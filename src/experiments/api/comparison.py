@@ -15,6 +15,7 @@ from experiments.api.run import Run, load
 from experiments.api.sweep import Sweep
 from experiments.comparison.comparison import Comparison as Compared
 from experiments.errors import ConfigError
+from experiments.system.paths import tracking_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,8 +122,7 @@ def compare(
         uri: the MLflow tracking store in which runs are looked up by name or id.
 
     Raises:
-        ConfigError: there is no such run, no job of the sweeps has finished, or the runs were not tracked in one
-            MLflow store, which holds what is compared.
+        ConfigError: there is no such run, no job of the sweeps has finished, or the runs are in several MLflow stores.
     """
     from experiments.comparison.comparison import compare as compared
     from experiments.tracking.queries import find_runs
@@ -133,13 +133,11 @@ def compare(
     jobs = [run for sweep in runs if isinstance(sweep, Sweep) for run in sweep.runs]
     if not (named or jobs):
         raise ConfigError("compare: no job of these sweeps has finished, so there is no run to compare")
-    untracked = [run.name for run in (*named, *jobs) if run.id is None]
-    if untracked:
-        raise ConfigError(
-            f"compare: runs are compared by their MLflow runs, which these have not: {', '.join(untracked)}"
-        )
-    stores = list(dict.fromkeys(run.store for run in (*named, *jobs)))
+    stores = list(dict.fromkeys(run.store for run in (*named, *jobs) if run.id))
     if len(stores) > 1:
         raise ConfigError(f"compare: the runs are in several MLflow stores, but must be in one: {', '.join(stores)}")
-    single, of_sweeps = (find_runs(stores[0], [str(run.id) for run in chosen]) for chosen in (named, jobs))
-    return Comparison(compared(stores[0], single, split, of_sweeps), stores[0])
+    store = stores[0] if stores else tracking_uri()
+    single, of_sweeps = (
+        find_runs(store, [run.id or Path(str(run.folder)) for run in chosen]) for chosen in (named, jobs)
+    )
+    return Comparison(compared(store, single, split, of_sweeps), store)

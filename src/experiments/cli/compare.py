@@ -35,7 +35,7 @@ def main() -> None:
         "several seeds or folds of each (seed=0,1,2). Runs that are named keep their order; after "
         "them come those of --sweep and --query, the best validation accuracy first. Nothing is ranked by the test "
         "split. Writes comparison.html (one page, to be viewed without a network), .md and .csv, and logs them to "
-        "MLflow.",
+        "MLflow, unless one of the runs is not there (tracking=none; given by its folder).",
     )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="run ids, their beginnings, run names, their ends (280729), or folders"
@@ -89,18 +89,16 @@ def main() -> None:
         console.print(f"MLflow   {run_id}", highlight=False, soft_wrap=True)
 
 
-def in_mlflow(runs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return runs as they are named in MLflow, with ids in place of run directories, and these runs' stores."""
-    names, stores = list(runs), []
+def in_mlflow(runs: Sequence[str]) -> tuple[list[str | Path], list[str]]:
+    """Return runs as `find_runs` takes them, with ids in place of the directories of tracked runs, and their stores."""
+    names, stores = list[str | Path](runs), []
     for at, text in enumerate(runs):
         if folder := folder_named(text):
             from experiments.deploy import saved_run
 
             found = saved_run.of_folder(folder)
-            if found.run_id is None:
-                raise ConfigError(f"{text}: this run is not in MLflow, by which runs are compared (tracking=none)")
-            names[at] = found.run_id
-            stores.append(found.store)
+            names[at] = found.run_id or folder
+            stores += [found.store] if found.run_id else []
     return names, stores
 
 

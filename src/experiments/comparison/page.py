@@ -77,17 +77,19 @@ def save(
     uri: str, comparison: Comparison, classes: ClassComparison, folder: Path | None, images: int,
     data: Path | None, *, log: bool,
 ) -> tuple[Path, str | None]:  # fmt: skip
-    """Write a comparison of runs of an MLflow store, and log its files there if `log`; see `write`.
+    """Write a comparison, and log its files if `log` to the MLflow store, if that has all of the runs; see `write`.
 
     Return the page, and the id of the MLflow run to which the files were logged, if they were. Without a folder, they
     are written to outputs/compare/compare-.... Raise ConfigError if they are written, but cannot be logged.
     """
     folder = folder or Path(default_outputs()) / "compare" / f"compare-{comparison.digest}"
-    places = {run.run_id: folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs}
+    places = {
+        run.run_id: run.folder or folder_of(run.run_id, run.tags.get("run_folder"), uri) for run in comparison.runs
+    }
     # Only the reports whose run directories are on this machine.
     reports = {run_id: place / REPORT for run_id, place in places.items() if place and (place / REPORT).is_file()}
     written = write(folder, comparison, classes, images, data, reports)
-    if not log:
+    if not log or any(run.folder for run in comparison.runs):
         return written[0], None
     markdown = (folder / "comparison.md").read_text(encoding="utf-8")
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.comparison.comparison import Comparison, called, configuration, fold_of
 from experiments.comparison.significance import Difference
+from experiments.config.overrides import as_typed
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.evaluation.evaluate import METRICS, Baseline
 from experiments.evaluation.statistics import LEVEL, UNKNOWN
@@ -99,7 +100,8 @@ def more_seeds(comparison: Comparison) -> str:
         return "give every row the same folds and seeds."
     most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
     seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
-    shown = [f"python -m experiments.train -m like={run_id} seed={seeds} sweep.final=false" for run_id in single[:2]]
+    likes = [as_typed("like", run_id) or f"like={run_id}" for run_id in single[:2]]
+    shown = [f"python -m experiments.train -m {like} seed={seeds} sweep.final=false" for like in likes]
     more = f" (and so on for the {len(single) - 2} further rows)" if len(single) > 2 else ""
     return f"{' and '.join(shown)}{more}, then compare all runs (experiments compare RUN ... --sweep SWEEP ...)."
 

@@ -54,11 +54,9 @@ def finished_runs(uri: str, named: str) -> list[RunFacts]:
     try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
         folder = find(named)
         done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
-        run_ids = list(dict.fromkeys(job["run_id"] for job in done if job.get("run_id")))
-        if not run_ids:
-            why = "they were not tracked in MLflow" if done else "none has finished"
-            raise ConfigError(f"{folder.name}: no job of this sweep can be compared: {why}")
-        return find_runs(uri, run_ids)
+        if not done:
+            raise ConfigError(f"{folder.name}: no job of this sweep can be compared: none has finished")
+        return find_runs(uri, list(dict.fromkeys(job.get("run_id") or Path(job["folder"]) for job in done)))
     except ConfigError:
         if not RUN_ID.fullmatch(named):
             raise

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import __version__
-from experiments.config.identity import defining, logged
-from experiments.config.schema import Config
+from experiments.config.identity import defining
 from experiments.system.paths import CONF, REPOSITORY
 from experiments.system.redaction import redact_credentials
 
@@ -23,12 +22,12 @@ LONGEST_NAME = 250  # maximum length of an MLflow parameter's name, in character
 PACKAGES = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
 
 
-def flat_parameters(config: Config) -> dict[str, str]:
-    """Return the settings that define the run as MLflow parameters: key -> text.
+def flat_parameters(plain: Mapping[str, Any]) -> dict[str, str]:
+    """Return those settings of a logged configuration that define the run as MLflow parameters: key -> text.
 
     `regime` and the other groups have the name of the choice, `regime.views` and the like its values.
     """
-    return {key: value[:6000] for key, value in _flatten(defining(logged(config))).items()}
+    return {key: value[:6000] for key, value in _flatten(defining(plain)).items()}
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -123,7 +123,7 @@ class MlflowRun:
         """Log parameters, tags and the data set before the training."""
         source = config.unresolved.get("data.root", str(dataset.manifest.root))
         digest = dataset.fingerprint[:32]  # MLflow does not accept a longer one.
-        self.buffer.put(Kind.PARAMETERS, flat_parameters(config))
+        self.buffer.put(Kind.PARAMETERS, flat_parameters(logged(config)))
         self.buffer.put(Kind.TAGS, {**environment_tags(), **facts})
         self.buffer.put(Kind.DATA, {"source": source, "name": config.data.name, "digest": digest})
         self.buffer.send()

@@ -11,13 +11,15 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
 from experiments.runs import curves, predictions
-from experiments.runs.run_directory import CURVES
+from experiments.runs.continuation import configuration
+from experiments.runs.run_directory import CONFIG, CURVES, METRICS, RunDirectory
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
+from experiments.tracking.description import flat_parameters
 from experiments.training.types import EpochRecord, Status
 
 if TYPE_CHECKING:
@@ -31,24 +33,28 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 class RunFacts:
     """A run with its logged parameters, metrics and tags."""
 
-    run_id: str
+    run_id: str  # of a run that is not in MLflow: the path of its directory
     name: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
-    tags: Mapping[str, str]
+    tags: Mapping[str, Any]
     experiment: str = ""  # the id of its MLflow experiment
     data: str | None = None  # the directory of its images
     status: str = Status.FINISHED
+    folder: Path | None = None  # the directory of a run that is not in MLflow
 
 
-def find_runs(uri: str, wanted: Sequence[str]) -> list[RunFacts]:
+def find_runs(uri: str, wanted: Sequence[str | Path]) -> list[RunFacts]:
     """Return finished runs, in the order of `wanted`.
 
     These are run ids, prefixes of them, run names, or what follows a dash in names, up to the end. One that fits no
-    finished run, or several, is a ConfigError.
+    finished run, or several, is a ConfigError. A path is the directory of a run that is not in MLflow.
     """
-    found, chosen = search_runs(uri) if wanted else [], list[RunFacts]()
+    found, chosen = search_runs(uri) if any(isinstance(name, str) for name in wanted) else [], list[RunFacts]()
     for name in wanted:
+        if isinstance(name, Path):
+            chosen.append(_untracked(name))
+            continue
         fitting = _fitting(found, name)
         if len(fitting) != 1:
             known = ", ".join(f"{run.run_id[:8]} ({run.name})" for run in found[-8:]) or "none"
@@ -59,6 +65,15 @@ def find_runs(uri: str, wanted: Sequence[str]) -> list[RunFacts]:
             )
         chosen += fitting
     return chosen
+
+
+def _untracked(folder: Path) -> RunFacts:
+    directory = RunDirectory(folder)
+    facts = directory.facts_of_finished((CONFIG, METRICS))
+    params = flat_parameters(configuration(directory))
+    return RunFacts(
+        str(folder), folder.name, params, directory.metrics(), facts, data=facts.get("data_root"), folder=folder
+    )
 
 
 def _fitting(runs: Iterable[RunFacts], text: str) -> list[RunFacts]:
@@ -247,8 +262,10 @@ def _whole_id(named: str, key: str) -> str | None:
 
 def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Prediction]:
     """Return a run's logged predictions; a run without any for this split is a ConfigError."""
+    if run.folder and RunDirectory(run.folder).has_predictions(split):
+        return RunDirectory(run.folder).predictions(split)
     name = f"{predictions.stem(split)}.json"
-    found = read_files(uri, run.run_id, (), (name,))
+    found = {} if run.folder else read_files(uri, run.run_id, (), (name,))
     if name not in found:
         raise ConfigError(f"{run.name}: no predictions of split {split!r}")
     table = json.loads(found[name])
@@ -257,6 +274,8 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Pr
 
 def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     """Return a run's epochs from its logged curves; an empty list if it has logged none."""
+    if run.folder:
+        return RunDirectory(run.folder).epochs()
     text = read_files(uri, run.run_id, (), (CURVES,)).get(CURVES)
     return curves.parse(text.decode(errors="replace")) if text else []
 
