@@ -128,7 +128,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     list(TopologicalSorter({name: ours(name) - {name} for name in NAMES}).static_order())  # raises CycleError
 
 
-def test_below_the_commands_only_train_imports_run_and_nobody_imports_train() -> None:
+def test_below_the_commands_only_train_imports_run_and_no_module_imports_train() -> None:
     importers = {module: {name for name in NAMES if module in ours(name)} for module in ("run", "train")}
     above = ("cli.", "api.", "sweeps.", "inspection.", "preload")
     assert {name for name in importers["run"] if not name.startswith(above)} == {"train"}

@@ -72,7 +72,7 @@ def train(
     return call
 
 
-def test_shapes_are_told_apart_where_proportions_are_kept(train: Callable[..., Trained]) -> None:
+def test_shapes_are_distinguished_where_proportions_are_kept(train: Callable[..., Trained]) -> None:
     assert train("pad").accuracy >= 0.95
     assert train("crop").accuracy >= 0.95
     assert 0.3 <= train("squash").accuracy <= 0.7
@@ -118,7 +118,7 @@ def test_heatmaps_lie_on_the_image_in_its_own_proportions(
     assert (ends.min() >= 170) == (how == "crop")
 
 
-def test_the_identity_of_a_run_knows_what_changes_its_pixels(config: Read) -> None:
+def test_the_identity_of_a_run_includes_what_changes_its_pixels(config: Read) -> None:
     def identity(*overrides: str) -> str:
         return run_identity(config(*overrides), data="x")
 

@@ -143,7 +143,7 @@ def test_continuous_integration_runs_what_people_run() -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_every_yaml_says_what_it_is(path: Path) -> None:
+def test_every_yaml_describes_itself(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     if lines[0].startswith("# @package"):
         lines = lines[1:]

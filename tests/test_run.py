@@ -307,7 +307,7 @@ def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schem
         config("runtime.devices=2", "batch_size=15")
 
 
-def test_curves_are_on_disk_before_the_tracker_is_told(tmp_path: Path) -> None:
+def test_curves_are_on_disk_before_they_are_tracked(tmp_path: Path) -> None:
     def fails(record: EpochRecord) -> None:
         raise ConnectionError("the server is gone")
 
@@ -419,7 +419,7 @@ def test_what_is_decoded_to_be_checked_goes_to_the_store_and_nothing_of_it_stays
 
 
 @pytest.mark.parametrize("key", ["model.weights", "regime.head_from"])
-def test_weights_that_have_seen_the_judged_images_are_refused(
+def test_weights_that_were_trained_on_held_out_images_are_refused(
     key: str, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
 ) -> None:
     def dataset(*overrides: str) -> Dataset:
@@ -492,7 +492,7 @@ def test_images_that_the_weights_of_the_weights_were_trained_on_are_refused(
         prepare_jobs(third[1:])
 
 
-def test_a_sweep_refuses_weights_that_have_seen_the_images_of_one_of_its_jobs(
+def test_a_sweep_refuses_weights_that_were_trained_on_held_out_images_of_one_of_its_jobs(
     drawn: Path, tmp_path: Path, config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [config(*SMALL, f"data.root={drawn}", f"outputs={tmp_path}", f"data.fold={fold}") for fold in (0, 1)]

@@ -137,7 +137,7 @@ def test_outputs_are_the_repositorys_the_current_folders_or_home(
     assert paths.default_outputs() == str(tmp_path.resolve() / "outputs")
 
 
-def test_run_names_tell_what_runs_and_are_not_shared_between_processes() -> None:
+def test_run_names_describe_the_run_and_are_not_shared_between_processes() -> None:
     first = paths.run_name("finetune", "convnet")
     assert first.partition("-finetune-convnet-")[2] and first == paths.run_name("finetune", "convnet")
     code = "from experiments.system import paths; print(paths.run_name('finetune', 'convnet'))"

@@ -75,7 +75,7 @@ def test_a_report_comes_back_as_it_was_written_and_a_failed_row_costs_no_other(t
     report.summary(console, [failed, good])
 
 
-def test_what_makes_figures_worthless_is_said() -> None:
+def test_what_makes_figures_worthless_is_reported() -> None:
     assert report.warnings(FACTS, OPTIONS) == []
     busy, few = report.warnings(FACTS | {"load_average_at_start": [1.0, 0, 0]}, OPTIONS | {"images": 40})
     assert "not idle" in busy and "40 images" in few

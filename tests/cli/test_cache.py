@@ -90,7 +90,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_list_tells_size_age_and_purpose(cache: Path, call: Call) -> None:
+def test_the_list_shows_size_age_and_purpose(cache: Path, call: Call) -> None:
     lines = call()
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines if re.search(r"\d d ", line)]
     assert [row[:2] for row in rows] == [
@@ -133,7 +133,7 @@ def verified(call: Call, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     return ended.value.code, capsys.readouterr().out.splitlines()
 
 
-def test_verify_finds_every_damage_and_removes_it_if_asked(
+def test_verify_finds_every_damage_and_removes_it_with_the_option(
     cache: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verified(call, capsys) == (0, ["5 hashes checked, 0 damaged; 2 entries were stored without one"])

@@ -372,7 +372,7 @@ def test_the_terminal_shows_it_whole(uri: str, width: int) -> None:
     assert "read by 2 only: regime.views=4" in text and "regime  scratch  finetune" in text
 
 
-def test_many_rows_tell_the_rows_of_each_value(uri: str) -> None:
+def test_many_rows_are_listed_by_value(uri: str) -> None:
     text = printed(of(uri, "scratch0", "tuned0", "adam", "nearly", "job1"))
     assert "optimizer rmsprop 1 2 5" in [" ".join(line.split()) for line in text.splitlines()]
 

@@ -37,7 +37,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_what_cannot_be_written_is_named_as_the_user_knows_it(
+def test_what_cannot_be_written_is_named_as_the_user_typed_it(
     own_outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deny(path: Path, *_: object, **__: object) -> None:
@@ -51,7 +51,7 @@ def test_what_cannot_be_written_is_named_as_the_user_knows_it(
         pass
 
 
-def test_it_writes_one_png_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+def test_it_writes_one_png_and_prints_its_path(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
     command = ("augmentation", *here, "augmentation=strong", "--images", "2", "--views", "3", "seed=1")
     (line,) = call(*command)
     path = Path(line)
@@ -82,7 +82,7 @@ def test_a_figure_that_cannot_be_written_is_an_error(call: Call, tmp_path: Path)
     assert not list(tmp_path.rglob("*.png*"))
 
 
-def test_a_regime_without_augmentation_is_said(call: Call, here: tuple[str, ...]) -> None:
+def test_a_regime_without_augmentation_is_reported(call: Call, here: tuple[str, ...]) -> None:
     printed, _ = call("augmentation", *here, "regime=bottleneck", "--images", "1", "--views", "1")
     assert printed == "regime=bottleneck trains on images as they are: it reads no augmentation"
 
@@ -165,7 +165,7 @@ def test_the_documentations_augmentation_is_accepted(tmp_path: Path) -> None:
     assert isinstance(build_layer(read.augmentation.layers[0], 0, ()), keras.layers.RandomGrayscale)
 
 
-def test_each_part_writes_a_image_and_says_where(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
+def test_each_part_writes_an_image_and_prints_its_path(call: Call, here: tuple[str, ...], own_outputs: Path) -> None:
     small = (*here, "regime=bottleneck", "model.weights=null", "batch_size=8")
     for part, name, options in [
         ("data", "data-folder", ()),

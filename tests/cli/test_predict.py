@@ -85,7 +85,7 @@ def test_folders_patterns_and_files_are_listed_once_and_in_order(files: Path, mo
     assert list_files(["[1].png"])[0] == ["[1].png"]
 
 
-def test_what_is_not_there_is_told_at_once(files: Path) -> None:
+def test_what_is_not_there_is_reported_at_once(files: Path) -> None:
     (files / "empty").mkdir()
     with pytest.raises(ConfigError) as caught:
         list_files([str(files / "nothing"), str(files / "*.gif"), str(files / "empty"), str(files / "a.png")])
@@ -182,7 +182,7 @@ def test_a_file_appears_whole_or_not_at_all(
     [("--format", "xml"), ("--batch-size", "0"), ("--output", "no/such/folder/x.csv"), ("--output", "."),
      ("--output", "/dev/null")],
 )  # fmt: skip
-def test_wrong_options_are_told(call: Call, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_reported(call: Call, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("x.jpg", *arguments) == 2
     assert arguments[0] in capsys.readouterr().err
 

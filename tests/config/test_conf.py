@@ -214,7 +214,7 @@ def test_the_command_line_wins_over_debug(debug: str, regime: str, config: Read)
     assert read.data.limit.train == 2 and read.data.limit.validation == 4
 
 
-def test_debug_leaves_runs_alone_unless_asked_for(config: Read) -> None:
+def test_debug_changes_no_run_unless_it_is_given(config: Read) -> None:
     read = config()
     assert read.must_reach is None and read.data.limit.train is None and read.tracking.experiment != "debug"
 

@@ -139,7 +139,7 @@ def test_data_root_alone_composes_a_folder() -> None:
         assert (config.data.name, config.data.arguments["root"]) == ("folder", "/x")
 
 
-def test_another_data_source_beside_data_root_is_an_error_that_says_so() -> None:
+def test_another_data_source_beside_data_root_is_an_error() -> None:
     with pytest.raises(ConfigError, match="data.root: nothing reads this key.*leave out the other data source"):
         composing.read(["data=synthetic", "data.root=/x"])
 

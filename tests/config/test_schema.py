@@ -445,7 +445,7 @@ def test_a_regime_may_ignore_the_run_that_is_continued(config: Read) -> None:
         continuation.check(config(*ignoring, "continue_from=/a/run"))
 
 
-def test_identity_knows_a_debug_run_by_what_it_changes(config: Read) -> None:
+def test_identity_of_a_debug_run_includes_what_it_changes(config: Read) -> None:
     """The experiment it is filed under and what it must reach do not count."""
     same = ("epochs=60", "batch_size=8", "augmentation=none", "model.head.dropout=0.0")
     assert run_identity(config("debug=overfit")) == run_identity(config(*same))
@@ -465,7 +465,7 @@ def test_identity_of_a_head_moves_with_what_its_own_phase_reads(override: str, c
     assert (run_identity(head) != run_identity(other)) is counts
 
 
-def test_identity_knows_inputs_by_their_hashes(config: Read) -> None:
+def test_identity_includes_hashes_of_inputs(config: Read) -> None:
     read = config("regime=finetune")
     facts = {"data": "d", "weights": "w", "head": None, "version": "1"}
     assert run_identity(read, **facts) == run_identity(read, **facts)
@@ -493,7 +493,7 @@ def test_the_head_of_fine_tuning_is_a_bottleneck_run(finetune: list[str], bottle
     assert run_identity(derived) != run_identity(other)
 
 
-def test_reads_tells_a_key_with_a_place_from_a_typo() -> None:
+def test_reads_distinguishes_a_key_with_a_place_from_a_typo() -> None:
     good = ("tags.question", "model.layers.block9.filters", "model.head.dense.dense2", "optimizer.lr")
     assert all(map(messages.is_known_key, good))
     bad = ("tag.question", "model.layers.block9.filers", "model.head.dense.dense1.unts", "lr", "epochs.more")

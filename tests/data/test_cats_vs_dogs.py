@@ -118,7 +118,7 @@ def test_its_manifest_leaves_out_what_is_no_image(host: Host, tmp_path: Path) ->
     assert counts == {(split, name): limit[split] for split in limit for name in ("Cat", "Dog")}
 
 
-def test_the_yaml_says_what_the_tutorial_took_and_what_is_held_out(host: Host, tmp_path: Path, config: Read) -> None:
+def test_the_yaml_has_what_the_tutorial_took_and_what_is_held_out(host: Host, tmp_path: Path, config: Read) -> None:
     data = config("data=cats_vs_dogs").data
     assert data.limit.model_dump() == {"train": 1000, "validation": 200, "test": 2500}
     smallest = 12_500 - 1738  # if all images that are skipped were of one class

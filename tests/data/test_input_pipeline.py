@@ -160,7 +160,7 @@ def test_light_steps_run_many_in_a_call(count: int, shape: tuple[int, ...], burs
     assert batches.steps_per_execution == burst and batches.steps % burst == 0
 
 
-def test_in_order_keeps_order_and_tells_its_length(images: ImageSet) -> None:
+def test_eval_batches_keep_the_order_and_have_a_length(images: ImageSet) -> None:
     dataset = eval_batches(images.pixels, images.labels, 4)
     assert int(dataset.cardinality()) == 3
     for _ in range(2):  # Keras reads it after every epoch

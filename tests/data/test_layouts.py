@@ -174,7 +174,7 @@ def test_a_folder_of_folders_names_the_one_that_was_meant(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("splits", [("",), ("train/", "val/")])
-def test_folders_inside_class_folders_are_read_as_the_error_says(tmp_path: Path, splits: tuple[str, ...]) -> None:
+def test_folders_inside_class_folders_are_read_as_the_error_advises(tmp_path: Path, splits: tuple[str, ...]) -> None:
     for folder in (f"{split}{name}/{year}" for split in splits for name in "ab" for year in (2023, 2024)):
         draw(tmp_path / "data", folder, 2)
     with pytest.raises(DataError, match=rf"{2 * len(splits)} issues.*\n  .*a: folders inside a class folder") as raised:

@@ -170,7 +170,7 @@ def test_images_of_the_run_are_recognized_by_content(
     assert "All 8 images are training images of the run" in out and "differs" not in out
 
 
-def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_says_so(
+def test_files_that_cannot_be_used_are_recorded_and_the_exit_code_is_one(
     images: Path, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "dogs" / "broken.jpg").write_bytes(b"text")

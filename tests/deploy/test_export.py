@@ -141,7 +141,7 @@ def test_the_page_s_program_reads_image_files_as_training_does(
         np.testing.assert_array_equal(read_image(name)[0], expected)
 
 
-def test_what_is_not_installed_or_unknown_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_or_unknown_is_an_error_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert export_formats.parse("tflite,keras, keras") == ["keras", "tflite_float32", "tflite_float16", "tflite_int8"]
     with pytest.raises(ConfigError, match=r"--format: unknown: 'torch'. Allowed.* keras, saved_model, onnx, .*, all"):
         export_formats.parse("keras,torch")

@@ -156,7 +156,7 @@ def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
     assert saved_run.find(run.run_id, place.uri).decision == run.decision, "without the folder"
 
 
-def test_what_cannot_be_used_is_told(place: Place, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_reported(place: Place, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nobody: no finished run fits.*whole"):
         saved_run.find("nobody", place.uri)
     with pytest.raises(ConfigError, match=r"is no run's folder"):

@@ -193,7 +193,7 @@ def test_macro_averages_are_over_the_classes_that_occur() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_model_that_says_one_class_only_has_precision_and_recall_zero() -> None:
+def test_a_model_that_predicts_one_class_only_has_precision_and_recall_zero() -> None:
     metrics = evaluate({"validation": np.tile([0.9, 0.1], (4, 1))}, splits_of(PETS, [0, 0, 1, 1]))["validation"].metrics
     assert (metrics["precision"], metrics["recall"], metrics["f1"], metrics["roc_auc"]) == (0, 0, 0, 0.5)
 

@@ -44,7 +44,7 @@ def test_flipped_labels_come_first() -> None:
     assert np.mean([doubts[at].likely == str(true[at]) for at in flipped]) > 0.9
 
 
-def test_doubts_of_a_model_that_has_learned_nothing_are_said_to_mean_little() -> None:
+def test_doubts_of_a_model_that_has_learned_nothing_are_reported_to_mean_little() -> None:
     def sentences(share: float) -> list[str]:
         """Return those on 20 images of two classes, whose labels the model gives this probability."""
         images = [

@@ -29,7 +29,7 @@ def test_what_is_frozen_is_what_a_run_freezes(ended: Any, config: Read) -> None:
     ("bottleneck", "pooling", ["(input)", "block1", "block2", "block3"]),
     ("finetune", "block3_conv", ["(input)", "block1", "block2"]),
 ])  # fmt: skip
-def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
+def test_blocks_are_in_order_and_the_regime_decides_which_are_frozen(
     regime: str, split_point: str | None, frozen: list[str], config: Read
 ) -> None:
     summary = model.summarize_model(config(f"regime={regime}", "model=convnet", "data.image_size=48"), 3)
@@ -44,7 +44,7 @@ def test_blocks_are_in_order_and_the_regime_says_which_are_frozen(
     assert conv.trained == (conv.parameters if regime == "scratch" else 0)
 
 
-def test_weights_that_are_not_there_are_not_asked_for(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_there_are_not_required(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", "/nowhere")
     read = config("regime=finetune", "model=mobilenet_v2", "model.weights=/nowhere/none.weights.h5")
     summary = model.summarize_model(read, 2)

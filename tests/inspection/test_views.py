@@ -39,7 +39,7 @@ def test_views_stand_beside_their_originals(config: Read, here: tuple[str, ...])
     assert all(np.any(a != b) and np.any(a != c) for a, b, c in zip(first, second, plain, strict=True))
 
 
-def test_titles_tell_shares_where_labels_are_mixed(config: Read, here: tuple[str, ...]) -> None:
+def test_titles_show_shares_where_labels_are_mixed(config: Read, here: tuple[str, ...]) -> None:
     def titles(name: str) -> list[str]:
         read = config(*here, f"augmentation={name}")
         figure = augmentation.draw(read, augmentation.sample(read, 4), 3)

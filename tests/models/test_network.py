@@ -103,7 +103,7 @@ def test_a_block_is_not_mistaken_for_one_whose_name_begins_alike() -> None:
 @pytest.mark.parametrize(
     "normalises, most, stay", [(True, network.CONSTANTS, True), (True, 0, False), (False, network.CONSTANTS, False)]
 )
-def test_forward_is_what_the_model_says_and_where_it_normalises_its_weights_are_constants(
+def test_forward_is_the_output_of_the_model_and_where_it_normalises_its_weights_are_constants(
     normalises: bool, most: int, stay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)

@@ -70,7 +70,7 @@ def test_every_argument_of_a_shipped_component_is_checked() -> None:
         assert set(schema.ARGUMENTS.get(group, {})) == listed
 
 
-def test_the_schemas_choices_are_what_the_code_knows() -> None:
+def test_the_schemas_choices_are_those_of_the_code() -> None:
     assert set(get_args(schema.Species)) == set(SPECIES)
     for name in get_args(schema.Activation):
         keras.activations.get(name)

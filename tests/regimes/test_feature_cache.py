@@ -371,7 +371,7 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
     assert name(tiny(tmp_path, "seed=5")) == names[0] and name(tiny(tmp_path), 1) == names[2]
 
 
-def test_an_entry_says_what_it_is_for(tmp_path: Path) -> None:
+def test_an_entry_records_its_purpose(tmp_path: Path) -> None:
     components, images = tiny(tmp_path), images_of(40, "validation")
     extract(components, [FeatureRequest(cuts(components)[1], images, 2)], Told())
     (meta,) = (tmp_path / "cache").rglob("meta.json")
@@ -423,7 +423,7 @@ def test_tables_in_use_are_not_removed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(extract(components, [want], Told())[0][:], before)
 
 
-def test_a_failed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 

@@ -364,7 +364,7 @@ def flip_last_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["cache/heads/*/arrays.npz", "cache/activations/*/*/array.npy"])
-def test_damage_in_the_cache_is_told_and_made_good(
+def test_damage_in_the_cache_is_reported_and_repaired(
     first: Done, small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
     damaged = sorted(store.glob(pattern))

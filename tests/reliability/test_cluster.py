@@ -133,7 +133,7 @@ def test_ray_starts_again_what_a_killed_process_and_a_lost_machine_ran(
     tally("ray: a killed worker and a lost node: jobs", 8, sum(whole(uri, run, EPOCHS) for run in runs(uri)))
 
 
-def test_submitit_tells_of_the_failed_job_and_goes_on_with_one_that_had_to_leave(
+def test_submitit_reports_the_failed_job_and_goes_on_with_one_that_had_to_leave(
     started: Started, tally: Tally, tmp_path: Path
 ) -> None:
     need("submitit", "slurm")

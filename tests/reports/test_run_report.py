@@ -216,7 +216,7 @@ def test_images_are_thumbnails_of_the_original_files(directory: RunDirectory, dr
     assert "Grad-CAM is not shown" in shown.text
 
 
-def test_without_images_the_page_says_so(directory: RunDirectory, tmp_path: Path) -> None:
+def test_without_images_the_page_reports_it(directory: RunDirectory, tmp_path: Path) -> None:
     for root in (None, tmp_path):
         shown = page_of(directory, root)
         assert "its file is not in" in shown.text and "--data FOLDER" in shown.text

@@ -209,7 +209,7 @@ def test_signals_that_arrive_together_are_one_stop(place: Place) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
 
 
-def test_a_signal_whose_exception_is_dropped_is_obeyed_at_the_next_step(place: Place) -> None:
+def test_a_signal_whose_exception_is_dropped_takes_effect_at_the_next_step(place: Place) -> None:
     program = (
         "import os, signal, sys\nfrom rich.console import Console\nfrom experiments.system import progress, signals\n"
         "signals.install()\n"
@@ -295,7 +295,7 @@ def test_what_cannot_be_resumed_is_a_clear_error(name: str, tmp_path: Path) -> N
         resume.expand(given(tmp_path))
 
 
-def test_a_journal_that_is_damaged_is_told(tmp_path: Path) -> None:
+def test_damaged_facts_of_a_run_are_reported(tmp_path: Path) -> None:
     for content in ("{", "[]", "{}"):
         (tmp_path / run_directory.FACTS).write_text(content)
         with pytest.raises(ConfigError, match=r"run\.json"):

@@ -299,7 +299,7 @@ def test_what_cannot_be_opened_is_not_taken_for_damage(tmp_path: Path, monkeypat
     assert found is not None and found.tolist() == [1, 1, 1]
 
 
-def test_who_waits_for_another_process_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_for_another_process_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "locks" / "pixels-abc.lock"
     path.parent.mkdir()
     program = "import filelock, sys, time\nwith filelock.FileLock(sys.argv[1]): print(flush=True); time.sleep(1.5)"

@@ -93,7 +93,7 @@ def test_the_climb_ends_at_a_rung_without_a_significant_gain() -> None:
     assert [line[header.index("seconds")] for line in table] == ["5", "20", "40", "150"]
 
 
-def test_every_rung_is_climbed_where_that_is_asked_for() -> None:
+def test_every_rung_is_climbed_where_that_is_configured() -> None:
     found = ladder(HEAD, rows("one", [441, 441, 442]), rows("two", None), *NONE_ABOVE, climb="all")
     assert found.climbs[0].next is not None and found.climbs[0].next.place.rung == "two"
 
@@ -117,7 +117,7 @@ def test_more_seeds_are_expected_to_narrow_the_interval_as_they_do() -> None:
     assert four[0].repeated(4, 4) == four[0]
 
 
-def test_it_says_how_many_seeds_would_show_the_difference() -> None:
+def test_the_sentences_have_how_many_seeds_would_show_the_difference() -> None:
     found = ladder(rows("head", [440, 443]), rows("one", [452, 450]), rows("two", None), *NONE_ABOVE)
     (step,) = [step for step in found.climbs[0].steps if step.gain]
     assert step.gain is not None and step.gain.spread is not None and not step.gain.significant

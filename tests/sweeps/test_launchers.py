@@ -51,7 +51,7 @@ def test_a_launcher_without_its_package_names_the_extra(name: str, monkeypatch: 
         launcher.setup(hydra_context=None, task_function=None, config=CONFIG)
 
 
-def test_a_cluster_that_does_not_answer_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_respond_is_reported_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)
     launcher = launchers(address="127.0.0.1:1")["ray"]()
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.address: no answer from 127\.0\.0\.1:1"):
@@ -85,7 +85,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | 
     return run
 
 
-def test_what_a_job_says_is_in_its_folder_and_what_follows_is_not(
+def test_what_a_job_prints_is_in_its_folder_and_what_follows_is_not(
     job: Callable[..., str | None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> None:
@@ -141,7 +141,7 @@ def test_a_job_that_leaves_for_another_machine_gives_no_answer(job: Callable[...
     assert job(main, leaving=lambda: False) is not None
 
 
-def test_a_machine_without_the_shared_disk_says_so(tmp_path: Path) -> None:
+def test_a_machine_without_the_shared_disk_is_reported(tmp_path: Path) -> None:
     planned: Any = SimpleNamespace(folder=tmp_path / "nowhere" / "0")
     printed = remote_job.work(planned, tmp_path, {}, None)
     assert printed is not None and "must share a disk" in printed
@@ -235,7 +235,7 @@ def test_a_finished_run_is_a_success_although_submitit_s_result_never_appeared(o
     }  # fmt: skip
 
 
-def test_results_are_seen_on_nfs(on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_visible_on_nfs(on_slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client of NFS may not see another machine's files until something changes their directory."""
     chmod, exists, changed = Path.chmod, Path.exists, set[Path]()
 

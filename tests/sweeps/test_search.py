@@ -72,13 +72,13 @@ def test_a_postgres_address_names_the_driver_of_the_extra() -> None:
     assert pruning.address("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
-def test_an_unusable_storage_is_told_without_its_password(config: Any) -> None:
+def test_an_unusable_storage_is_reported_without_its_password(config: Any) -> None:
     with pytest.raises(ConfigError) as reported:
         pruning.storage(config("sweep.storage=nonsense://me:secret@host/db"))
     assert "sweep.storage: cannot be used" in str(reported.value) and "secret" not in str(reported.value)
 
 
-def test_without_optuna_a_search_says_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_a_search_reports_what_to_install(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"sweep.search: tpe needs Optuna.*pip install 'image-experiments\[search\]'"):
         pruning.need_optuna(config("sweep.search=tpe"))
@@ -119,7 +119,7 @@ def record(epoch: int, accuracy: float, phase: str) -> EpochRecord:
     return EpochRecord(epoch, phase, epoch, 0, {"validation_accuracy": accuracy, "validation_loss": 1 - accuracy})
 
 
-def test_a_job_tells_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
+def test_a_job_reports_its_last_phase_and_ends_when_it_is_behind(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=finetune")
     seen: list[EpochRecord] = []
     reported = pruning.reporting(job, seen.append, "finetune")
@@ -169,7 +169,7 @@ def drawing(config: Any, tmp_path: Path, found: Space, *overrides: str) -> Drawi
     return Drawing(session, found, study)
 
 
-def test_a_point_that_was_drawn_before_is_told_and_not_run_again(config: Any, tmp_path: Path) -> None:
+def test_a_point_that_was_sampled_before_is_reported_and_not_run_again(config: Any, tmp_path: Path) -> None:
     worker = drawing(config, tmp_path, over("a=x,yy", "b=1,2"), "sweep.trials=15")
     worker.work()
     assert states(worker.study) == ["COMPLETE"] * 15

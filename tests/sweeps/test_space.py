@@ -83,7 +83,7 @@ def test_what_is_spelled_lies_in_the_interval() -> None:
         (["a=choice(1)"], "there is nothing to search"),
     ],
 )
-def test_a_wrong_space_is_told_with_its_key(arguments: list[str], printed: str) -> None:
+def test_a_wrong_space_is_reported_with_its_key(arguments: list[str], printed: str) -> None:
     pattern = printed if ".*" in printed else printed.replace("(", r"\(").replace(")", r"\)").replace(".", r"\.")
     with pytest.raises(ConfigError, match=pattern):
         over(*arguments)

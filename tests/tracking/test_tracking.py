@@ -273,7 +273,7 @@ def test_a_run_of_another_network_is_a_clear_error(store: Store) -> None:
         store.train("misfit", "regime=finetune", wrong, "model.layers.block3.filters=5")
 
 
-def test_a_run_that_fails_says_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_records_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object, **options: object) -> NoReturn:
         raise RuntimeError("the disk is on fire")
 
@@ -731,7 +731,7 @@ def test_a_model_that_waits_is_given_later_and_changes_nothing_else(
     np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
 
 
-def test_the_end_waits_for_nobody(away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_waits_for_no_other_process(away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a store of artifacts that is away, nor for room on the disk."""
     client, run_id, folder = away
     run = mlflow_run.MlflowRun(run_id, folder)
@@ -782,7 +782,7 @@ def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store
     assert found.info.status == "FINISHED" and "failure" not in found.data.tags
 
 
-def test_what_cannot_be_synced_is_said_for_each_folder(
+def test_what_cannot_be_synced_is_reported_for_each_folder(
     store: Store, away: tuple[Any, str, Path], own_outputs: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -804,7 +804,7 @@ def test_what_cannot_be_synced_is_said_for_each_folder(
     assert ended.value.code == 0 and f"Nothing to upload: no run or sweep in {own_outputs}" in capsys.readouterr().out
 
 
-def test_addresses_are_asked_before_anything_else() -> None:
+def test_addresses_are_checked_before_anything_else() -> None:
     connection.check(None)
     connection.check("sqlite:///somewhere/mlflow.db")
     for files in ("./mlruns", Path("/somewhere/mlruns").as_uri()):
@@ -837,7 +837,7 @@ def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Call
     assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 
-def test_the_ui_is_told_what_to_show_first(store: Store) -> None:
+def test_the_ui_is_configured_for_what_it_shows_first(store: Store) -> None:
     client = mlflow.MlflowClient(store.uri)
     experiment = client.get_experiment_by_name("experiments")
     assert "Which is better?" in experiment.tags["mlflow.note.content"]

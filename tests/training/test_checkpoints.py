@@ -60,7 +60,7 @@ def test_nothing_there_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("file", [checkpoints.ARRAYS, checkpoints.META])
 @pytest.mark.parametrize("damage", [flip_last_byte, truncate, Path.unlink])
-def test_damage_is_told_and_not_loaded(
+def test_damage_is_reported_and_not_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], Any]
 ) -> None:
     folder = tmp_path / "head"

@@ -53,7 +53,9 @@ def test_updates_of_somebody_elses_optimizer_are_left_to_it() -> None:
 
 
 @pytest.mark.parametrize("kinds, only", [(["CPU"], True), (["CPU", "GPU"], False), (["CPU", "TPU"], False)])
-def test_only_cpus_are_told_from_other_devices(kinds: list[str], only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cpus_are_distinguished_from_other_devices(
+    kinds: list[str], only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     devices = [types.SimpleNamespace(device_type=kind) for kind in kinds]
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda: devices)
     assert only_cpus() == only

@@ -144,7 +144,7 @@ def test_one_record_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_it_learns_and_scores_what_it_says(classes: int) -> None:
+def test_it_learns_and_the_recorded_scores_are_its_own(classes: int) -> None:
     history, model, _ = train(classes, epochs=15)
     assert history[-1].metrics["validation_loss"] < history[0].metrics["validation_loss"] / 2
     assert history[-1].metrics["validation_accuracy"] >= 0.9
@@ -158,7 +158,7 @@ def test_it_learns_and_scores_what_it_says(classes: int) -> None:
     assert history[-1].metrics["validation_accuracy"] == pytest.approx((shares.argmax(axis=1) == labels).mean())
 
 
-def test_the_time_that_training_waits_for_its_batches_is_told() -> None:
+def test_the_time_that_training_waits_for_its_batches_is_recorded() -> None:
     def share(pause: float) -> float:
         rows, labels = data(2)
 
@@ -298,7 +298,7 @@ def test_the_rate_is_what_the_optimizer_steps_by() -> None:
 
 
 @pytest.mark.parametrize("monitor", ["validation_loss", "validation_accuracy"])
-def test_the_rate_is_asked_with_the_monitored_values_so_far(monitor: str) -> None:
+def test_the_schedule_is_called_with_the_monitored_values_so_far(monitor: str) -> None:
     asked: list[tuple[int, list[float]]] = []
 
     def rate(epoch: int, monitored: list[float]) -> float:
@@ -577,7 +577,7 @@ def test_xla_trains_to_the_same_losses() -> None:
 
 
 @pytest.mark.parametrize("xla, only_cpus, serves", [(None, True, True), (False, True, False), (None, False, False)])
-def test_xla_serves_in_parts_where_nobody_has_decided_and_keras_leaves_it_off(
+def test_xla_compiles_parts_where_nothing_is_configured_and_keras_leaves_it_off(
     xla: bool | None, only_cpus: bool, serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates: list[Any] = []
@@ -679,7 +679,7 @@ def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
         assert len(curves) < 6, "or this tests nothing"
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = train(epochs=5)

@@ -59,7 +59,7 @@ def loss_of(name: str, smoothing: float, wanted: Any, logits: Any, classes: int)
     "name, smoothing, soft",
     [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[0] != "hinge"],
 )
-def test_a_loss_is_what_its_name_says(name: str, smoothing: float, soft: bool, classes: int) -> None:
+def test_a_loss_is_that_of_its_name(name: str, smoothing: float, soft: bool, classes: int) -> None:
     """Of whole labels and, but for hinge, of shares of classes as MixUp makes them."""
     shares, logits = drawn(classes, soft)
     wanted = targets(tf.constant(shares, tf.float32), classes)
