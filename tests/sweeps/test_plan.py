@@ -94,6 +94,18 @@ def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.Mo
         assert local.visible_gpus() == []
 
 
+def test_gpus_are_looked_for_when_jobs_start_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the error of a wrong sweep would wait for nvidia-smi."""
+    asked: list[str] = []
+    monkeypatch.setattr(local, "visible_gpus", lambda: asked.append("gpus") or ["0"])
+    launcher = local.LocalLauncher()
+    assert not asked
+    for _ in range(2):
+        with launcher.connected():
+            assert launcher.gpu_jobs == {"0": 0}
+            launcher.gpu_jobs["0"] += 1  # a job that is stopped is never seen to end
+
+
 def test_a_process_has_the_environment_of_the_one_that_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fork server keeps the environment of the first sweep; a notebook may have set a password since."""
     started: list[tuple[Any, Any]] = []

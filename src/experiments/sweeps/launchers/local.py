@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,10 +34,15 @@ class LocalLauncher(JobLauncher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gpu_jobs = Counter(dict.fromkeys(visible_gpus(), 0))  # number of running jobs by GPU
+        self.gpu_jobs: Counter[str] = Counter()  # number of running jobs by GPU
 
     def threads(self) -> int | None:
         return max(1, hardware.cores() // self.slots) if self.slots > 1 else None
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        self.gpu_jobs = Counter(dict.fromkeys(visible_gpus(), 0))  # only now, as nvidia-smi may take seconds
+        yield
 
     def start(self, jobs: Sequence[PlannedRun]) -> list[LocalJob]:
         started = []
