@@ -99,9 +99,8 @@ def _decode_into(
     pixels: np.ndarray,
 ) -> None:
     """Fill pixels [N, H, W, 3] uint8; raise one DataError for all files that do not match the manifest."""
-    issues: list[DataIssue] = []
 
-    def decode(index: int) -> None:
+    def decode(index: int) -> DataIssue | None:
         entry = entries[index]
         try:
             known = decoded.pop(entry.sha256, None)
@@ -110,11 +109,14 @@ def _decode_into(
                 known = decoder.decode_resized(content, image_size, manifest.decoder_settings)
             pixels[index] = known
         except DataError as error:
-            issues.append(DataIssue(entry.path, str(error), skippable=False))
+            return DataIssue(entry.path, str(error), skippable=False)
+        return None
 
-    rows, step = range(len(entries)), images_at_once(image_size)
+    issues: list[DataIssue] = []
+    rows = range(len(entries))
+    step = images_at_once(image_size)
     with ThreadPoolExecutor() as pool:
         for start in rows[::step]:
-            list(pool.map(decode, rows[start : start + step]))
+            issues += filter(None, pool.map(decode, rows[start : start + step]))
             array_cache.release([pixels])
     raise_issues(manifest.root, issues)

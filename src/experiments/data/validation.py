@@ -31,17 +31,21 @@ _log = logging.getLogger(__name__)
 def hash_files(root: Path, images: Sequence[ListedImage], issues: list[DataIssue]) -> dict[str, tuple[str, int]]:
     """Return path -> (sha256, size in bytes); files that cannot be read become issues."""
 
-    def digest(image: ListedImage) -> tuple[str, int] | None:
+    def digest(image: ListedImage) -> tuple[str, int] | DataIssue:
         try:
             with _open(root, image.path) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         except DataError as error:
-            issues.append(DataIssue(image.path, str(error), skippable=True))
-            return None
+            return DataIssue(image.path, str(error), skippable=True)
 
+    hashes = {}
     with ThreadPoolExecutor() as pool:
-        digests = zip(images, pool.map(digest, images), strict=True)
-        return {image.path: hashed for image, hashed in digests if hashed}
+        for image, found in zip(images, pool.map(digest, images), strict=True):
+            if isinstance(found, DataIssue):
+                issues.append(found)
+            else:
+                hashes[image.path] = found
+    return hashes
 
 
 @contextmanager
@@ -139,9 +143,8 @@ class ValidationResults:
 
     def _decode(self, paths: Mapping[str, str], *, keep: bool) -> dict[str, str]:
         """Decode images (sha256 -> path) in parallel and keep what is found; return why some are invalid, by sha256."""
-        invalid = {}
 
-        def decode(sha256: str, path: str) -> None:
+        def decode(sha256: str, path: str) -> str | None:
             try:
                 content = unchanged(self._root, path, sha256)
                 with decoder.decoding(content, self.decoder_settings) as (image, *facts):
@@ -150,14 +153,19 @@ class ValidationResults:
                         self._buffer.add(sha256, image)
                     self.valid[sha256] = facts
             except DataError as error:
-                invalid[sha256] = str(error)
+                return str(error)
+            return None
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(decode, paths, paths.values()))
-        return invalid
+            reasons = zip(paths, pool.map(decode, paths, paths.values()), strict=True)
+            return {sha256: reason for sha256, reason in reasons if reason}
 
     def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
-        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache."""
+        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache.
+
+        Raises:
+            DataError: If a file has changed since it was validated.
+        """
         paths = {self.sha256(image): image.path for image in images}
         if kept := named_arrays.load(self._thumbnail_file, self):
             known = zip(kept["sha256"].astype(str).tolist(), kept["thumbnails"], strict=True)
@@ -165,7 +173,8 @@ class ValidationResults:
         missing = {sha256: path for sha256, path in paths.items() if sha256 not in self._thumbnails}
         if missing:
             _log.info("Decoding %d images to look for near-duplicates", len(missing))
-        for sha256, reason in self._decode(missing, keep=False).items():
+        if changed := self._decode(missing, keep=False):
+            sha256, reason = next(iter(changed.items()))
             raise DataError(f"{printable(missing[sha256])}: {reason}")
         if len(self._thumbnails) > len(kept.get("sha256", ())):
             hashes, thumbnails = np.array([*self._thumbnails], "S64"), np.stack([*self._thumbnails.values()])
