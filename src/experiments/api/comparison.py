@@ -104,7 +104,8 @@ class Comparison:
         from experiments.comparison import page as comparison_page
         from experiments.comparison.class_differences import compare_classes
 
-        place, root = (Path(path) if path else None for path in (folder, data))
+        place = Path(folder) if folder else None
+        root = Path(data) if data else None
         classes = compare_classes(self._compared)
         return Page(comparison_page.save(self._uri, self._compared, classes, place, images, root, log=log)[0])
 

@@ -141,7 +141,11 @@ def inspect_part(
 
 
 def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
-    """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise."""
+    """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise.
+
+    Returns:
+        The result, and the run that it belongs to; None for a sweep.
+    """
     from experiments.sweeps import summary
     from experiments.system.progress import PlainConsole, Terminal
 

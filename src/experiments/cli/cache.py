@@ -79,7 +79,7 @@ def show(directory: Path) -> None:
 
 
 def verify(directory: Path, *, remove: bool) -> int:
-    """Verify all entries that were stored with a hash; print or remove the damaged ones, and return the exit code."""
+    """Verify the entries stored with a hash; print the damaged ones, or also `remove` them; return the exit code."""
     from experiments.inspection import cache
     from experiments.storage import array_cache
 

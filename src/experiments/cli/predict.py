@@ -82,7 +82,8 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
         print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
     from experiments.deploy.rejection import prepare  # imported after the paths are known to exist: it takes time
 
-    run, output = saved_run.find(arguments.run, arguments.uri), arguments.output
+    run = saved_run.find(arguments.run, arguments.uri)
+    output = arguments.output
     confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
     decoder_settings = DecoderSettings.of(run.plain["data"])
 

@@ -43,7 +43,8 @@ def concealed_config(config: Config) -> Config:
         above = (written for name, written in config.unresolved.items() if f"{key}.".startswith(f"{name}."))
         return remember(key, text, next(above, None))
 
-    return revealed(config, change=conceal)  # type: ignore[no-any-return]
+    concealed: Config = revealed(config, change=conceal)
+    return concealed
 
 
 def conceal(composed: DictConfig) -> None:

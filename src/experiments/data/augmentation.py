@@ -40,9 +40,18 @@ MOVES = {
 }
 OPERATIONS = COLOURS | MOVES
 # The same for TrivialAugment: the wide search space of its paper.
-WIDE = OPERATIONS | dict.fromkeys(("color", "contrast", "brightness", "sharpness", "shear_x", "shear_y"), 0.99)
-WIDE |= {"posterize": 6.0, "rotate": 135.0}
-WIDE |= dict.fromkeys(("translate_x", "translate_y"), 32 / 224)  # 32 pixels of an ImageNet image
+WIDE = OPERATIONS | {
+    "posterize": 6.0,
+    "color": 0.99,
+    "contrast": 0.99,
+    "brightness": 0.99,
+    "sharpness": 0.99,
+    "rotate": 135.0,
+    "shear_x": 0.99,
+    "shear_y": 0.99,
+    "translate_x": 32 / 224,  # 32 pixels of an ImageNet image
+    "translate_y": 32 / 224,
+}
 LEVELS = 31  # number of TrivialAugment's magnitudes, evenly spaced from 0 to 1
 
 

@@ -68,8 +68,9 @@ def assign_groups(listing: Listing, group: str) -> Listing:
 def _compile(group: str, listing: Listing) -> re.Pattern[str]:
     columns = ", ".join(map(repr, listing.columns))
     if listing.columns and group.isidentifier():  # a misspelt column, which may be a part of every path
-        remedy = f"Columns: {columns}{nearest_hint(group, listing.columns)}. Or give an expression that has a group"
-        raise ConfigError(f"data.group: there is no such column. {remedy}: ({group})[0-9]+. Received: {group!r}")
+        hint = nearest_hint(group, listing.columns)
+        remedy = f"Columns: {columns}{hint}. Or give an expression that has a group: ({group})[0-9]+"
+        raise ConfigError(f"data.group: there is no such column. {remedy}. Received: {group!r}")
     try:
         return re.compile(group)
     except re.error as error:

@@ -114,7 +114,7 @@ def image_batches(
 
 
 def map_features(batches: Batches, forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Batches:
-    """Return the same batches with the features [B, *shape] of a frozen network at its split point as inputs."""
+    """Return the same batches with a frozen network's features [B, *shape] float32 at its split point as inputs."""
 
     def features() -> Iterator[tuple[np.ndarray, tf.Tensor]]:
         for pixels, labels in batches.dataset:
@@ -131,6 +131,7 @@ def feature_batches(
     """Return batches of cached features, shuffled anew each epoch: inputs [B, ...] float32.
 
     Epoch e reads view e mod K of `views`, arrays [N, ...] float32 or float16, each from differently augmented images.
+    The labels are [N] int32.
     """
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:

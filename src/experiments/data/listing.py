@@ -255,7 +255,11 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files. Links are followed."""
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed.
+
+    Raises:
+        DataError: If a directory cannot be listed.
+    """
 
     def unreadable(error: OSError) -> None:
         raise DataError(f"{printable(str(error.filename))}: {_NOT_LISTED.format(error.strerror)}") from None

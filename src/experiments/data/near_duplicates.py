@@ -92,7 +92,8 @@ def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
     plain = few | _all_alike(gray)
     with_contrast = np.flatnonzero(energy.mean(axis=(1, 2)) >= 2 * _LEAST_CONTRAST**2)
     candidates = _candidates(gray[with_contrast])
-    candidates["first"], candidates["second"] = with_contrast[candidates["first"]], with_contrast[candidates["second"]]
+    for name in ("first", "second"):
+        candidates[name] = with_contrast[candidates[name]]
     found: dict[tuple[int, int], NearDuplicate] = {}
     for start in range(0, len(candidates), _AT_ONCE):
         for pair in _verified(candidates[start : start + _AT_ONCE], thumbnails, gray, plain):

@@ -71,11 +71,12 @@ class PixelBuffer:
             array_cache.release([block])
 
     def _new_block(self) -> np.ndarray | None:
-        count, row = images_at_once(self._image_size), (self._image_size, self._image_size, 3)
+        count = images_at_once(self._image_size)
+        image = (self._image_size, self._image_size, 3)
         if self._room:
             count = min(count, self._room)
             self._room -= count
-            return np.empty((count, *row), "uint8")
+            return np.empty((count, *image), "uint8")
         size = count * image_bytes(self._image_size)
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ class PixelBuffer:
                 return None
             with tempfile.TemporaryFile(dir=self._cache) as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # on a full disk, writing to a map would kill the process
-                return np.memmap(file, "uint8", "r+", shape=(count, *row))
+                return np.memmap(file, "uint8", "r+", shape=(count, *image))
         except OSError as error:
             _log.info("Decoded images cannot be buffered in %s (%s): the rest is decoded again", self._cache, error)
             return None

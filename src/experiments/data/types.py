@@ -64,7 +64,8 @@ class NearDuplicatePair:
 class SplitSettings:
     """Which images of a data set are used, and in which split: the keys of `data` with these names."""
 
-    fractions: Mapping[str, float]  # split -> share of every class; a positive one gets at least one image of each
+    # Split -> share of every class; a positive one gets at least one image of each. Not used for splits that are given.
+    fractions: Mapping[str, float]
     split_seed: int = 0  # seeds the split, the folds and the choice of `limit`
     # From 0 to folds - 1: this fold of every class's training images becomes the validation split, and the images that
     # would have been the validation split are not used at all. None: the splits as they are.
@@ -72,7 +73,8 @@ class SplitSettings:
     folds: int = 5  # their sizes differ by one image at most
     # Images per class in a split; None, or no such key, for all. Those of a smaller limit are among those of a larger.
     limit: Mapping[str, int | None] = field(default_factory=dict)
-    # "error"; or "skip": the splits and folds are drawn as if files (not directories) with issues did not exist.
+    # "error"; or "skip": the splits and folds are drawn as if files (not directories) with issues did not exist; they
+    # are recorded in `skipped`.
     on_bad: str = "error"
     # The classes that are used, in the order of their labels, each with the classes that are merged into it; None: all.
     classes: Mapping[str, Sequence[str]] | None = None

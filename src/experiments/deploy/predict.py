@@ -121,7 +121,7 @@ def predict_recorded(
     model: keras.Model, root: Path, rows: Sequence[Mapping[str, str]], decoder_settings: DecoderSettings,
     progress: Progress, label: str,
 ) -> np.ndarray:  # fmt: skip
-    """Return a model's outputs [N, ...] for images that a run recorded; DataError if one is gone or has changed."""
+    """Return a model's outputs [N, ...] float32 for recorded images; DataError if one is gone or has changed."""
     files, issues, outputs = [], [], list[np.ndarray]()
     for row in rows:
         path = recorded_path(root, row["path"])

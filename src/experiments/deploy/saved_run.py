@@ -185,7 +185,13 @@ class Trained:
 
 
 def find(named: str, uri: str | None = None) -> Trained:
-    """Return a finished run by its directory, its MLflow id, the beginning of that id, or its name; or ConfigError."""
+    """Return a finished run by its directory, its MLflow id, the beginning of that id, or its name.
+
+    TensorFlow is not imported.
+
+    Raises:
+        ConfigError: there is no such run, it is not finished, or its files do not exist any more.
+    """
     folder = Path(named).expanduser()
     if folder.is_dir():
         return of_folder(folder.resolve())

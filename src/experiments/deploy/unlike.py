@@ -72,6 +72,9 @@ def measure(
     Returns:
         The model, with which the next shares its computation; how distances are computed; the largest distance of
         images that are like the training images; and a sentence on it.
+
+    Raises:
+        ConfigError: see `training_features`.
     """
     pixels = model.inputs[0]
     outputs = model.get_layer("frozen")(pixels)
@@ -113,7 +116,11 @@ def training_features(
 
 
 def features_of(run: Trained, model: keras.Model, split: str, progress: Progress, data: Path | None) -> np.ndarray:
-    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many."""
+    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many.
+
+    Raises:
+        ConfigError: an image is gone or has changed.
+    """
     most = min(MOST_IMAGES, max(int(MOST_BYTES / (2 * model.output_shape[-1])), 1))
     settings = DecoderSettings.of(run.plain["data"])
     try:

@@ -39,7 +39,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float | No
     """Return the temperature, within RANGE, with the lowest cross entropy on images that the model was not trained on.
 
     It is None if the model predicts every image correctly, as ever lower temperatures would then have an ever lower
-    cross entropy.
+    cross entropy. The probabilities are [N, C], the labels [N] int.
     """
     logits = logits_of(probabilities)
     if (logits.argmax(axis=1) == labels).all():

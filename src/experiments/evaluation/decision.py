@@ -100,7 +100,8 @@ def choose_threshold(config: Config, scores: Mapping[str, np.ndarray], dataset: 
 
     For a wanted recall it is the highest such threshold, which loses least precision; for a wanted precision the
     lowest, which loses least recall. It lies midway between two probabilities that occur, so that rounding errors
-    change no prediction. If no threshold reaches the precision, there is none, see `threshold_warnings`.
+    change no prediction. If no threshold reaches the precision, there is none, see `threshold_warnings`. The scores of
+    "validation" are probabilities [N, C] float. The errors raised are those of `decision_of`.
     """
     goal, decision = config.threshold, decision_of(config, dataset)
     if decision.positive is None or (goal.recall is None and goal.precision is None):

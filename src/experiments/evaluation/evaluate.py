@@ -136,8 +136,13 @@ def evaluate(
             which evaluate probabilities, are then omitted.
         decision: how the class of an image is predicted; None for `decision.default`.
 
+    Returns:
+        The report of each split that has scores.
+
     Raises:
-        ValueError: with all issues of the scores, each with split, expected and received.
+        ValueError: with all issues, each with split, expected and received: scores without "validation", with another
+            name or of no test split, a wrong shape, no images, values that are not finite or negative, or rows that do
+            not sum to 1 within 1e-3.
     """
     images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
     evaluated = [split for split in images if split in scores]
@@ -181,7 +186,10 @@ def report_on(
     split: str, files: Sequence[tuple[str, str]], labels: np.ndarray, scores: np.ndarray, classes: tuple[str, ...],
     decision: Decision, probabilities: bool = True,
 ) -> Report:  # fmt: skip
-    """Return the report on images, whose files are paths with hashes, from valid scores [N, C]; see `evaluate`."""
+    """Return the report on images, whose files are paths with hashes, from valid scores [N, C]; see `evaluate`.
+
+    The true classes of the images are `labels` [N] int; there is at least one.
+    """
     shares = scores.astype(np.float64)
     shares /= shares.sum(axis=1, keepdims=True)
     predicted = decision.predict(shares, classes)

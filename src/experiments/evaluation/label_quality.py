@@ -72,14 +72,16 @@ def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
     own = probabilities[rows, labels]
     others = probabilities.copy()
     others[rows, labels] = -np.inf
-    likely, highest = others.argmax(axis=1), others.max(axis=1)
+    likely = others.argmax(axis=1)
+    highest = others.max(axis=1)
     sums, members = np.bincount(labels, own, count), np.bincount(labels, minlength=count)
     thresholds = np.where(members > 0, sums / np.maximum(members, 1), np.inf)
     confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
     wrong = np.isfinite(confident).any(axis=1) & (confident.argmax(axis=1) != labels)
-    names = [classes[label] for label in likely]
-    scores = own.tolist(), (own - highest).tolist(), names, highest.tolist(), wrong.tolist()
-    doubts = list(map(Doubt, images, *scores))
+    doubts = [
+        Doubt(image, float(own[n]), float(own[n] - highest[n]), classes[likely[n]], float(highest[n]), bool(wrong[n]))
+        for n, image in enumerate(images)
+    ]
     return sorted(doubts, key=lambda doubt: (doubt.self_confidence, doubt.margin, doubt.image.path))
 
 

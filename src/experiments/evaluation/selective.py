@@ -50,6 +50,8 @@ class Rejection(NamedTuple):
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
     """Return the risk-coverage curve of N >= 1 predictions; images of equal confidence are answered together.
 
+    The confidence is [N] float; whether the predictions are correct is [N] bool.
+
     Source: the area is AURC of Y. Geifman, G. Uziel, R. El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural
     Classifiers", ICLR 2019.
     """
@@ -63,7 +65,7 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
 
 
 def reject_for(accuracy: float, confidence: np.ndarray, correct: np.ndarray) -> Rejection | None:
-    """Return the lowest threshold at which the accuracy of the answered images is at least the wanted one.
+    """Return the lowest threshold at which the accuracy of the answered images is at least the wanted one, in (0, 1].
 
     It is midway between two confidences that occur, so that rounding errors change no answer; 0 if all images may be
     answered. Return None if the most confident images are not that accurate either.

@@ -108,7 +108,10 @@ class Reliability:
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the bounds of the Wilson score interval of an accuracy, without continuity correction.
+    """Return the bounds, in [0, 1], of the Wilson score interval of an accuracy, without continuity correction.
+
+    Raises:
+        ValueError: if `total` is below 1, `correct` not in [0, total], or `confidence` not in (0, 1).
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927);
     computed by `scipy.stats.binomtest`.
@@ -159,7 +162,8 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
 def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None) -> Interval:
     """Return the mean of a per-image score and its interval: Wilson's for a single run's accuracy.
 
-    The scores are [S, N] for S seeds: bool, whether each is classified correctly, or float; see `spread_of_mean`.
+    The scores are [S, N] for S seeds and N >= 2 images: bool, whether each is classified correctly, or float. For more
+    seeds, and for `folds` [N], the fold in which each image was held out, see `spread_of_mean`.
     """
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
@@ -221,7 +225,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
     """Bin predictions by confidence and measure the expected calibration error.
 
     The error is the mean over images of the gap between their bin's accuracy and mean confidence, the probability [N]
-    of the predicted class. It is biased upward with few images: even a perfectly calibrated model has an error above 0.
+    of the predicted class; `correct` [N] bool is whether that class is the true one. The error is biased upward with
+    few images: even a perfectly calibrated model has one above 0.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3. (scikit-learn's
     `calibration_curve` returns neither empty bins nor counts.)

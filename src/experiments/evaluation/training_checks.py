@@ -62,7 +62,10 @@ def check_reached(config: Config, result: TrainingResult) -> None:
 
 
 def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray, first: int = 0) -> list[str]:
-    """Return a sentence for everything that looks wrong in a finished training, with advice on what to try."""
+    """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
+
+    The labels [N] int32 are those of the validation images; for `first` see `best_epoch`.
+    """
     curve, best = last_phase(result.history), best_epoch(result.history, config.monitor, first)
     if best is None:  # a regime without epochs
         return []

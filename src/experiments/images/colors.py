@@ -132,5 +132,5 @@ def _known_range(source: Image.Image, file: ImageFile) -> GrayRange:
 def is_blank(image: Image.Image) -> bool:
     """Return whether all pixels have almost the same color."""
     few = image.resize((8, 8), Image.Resampling.NEAREST)  # compared first, because they decide for most images
-    extremes = (extremes for sample in (few, image) for extremes in sample.getextrema())
-    return all(high - low <= _FEW_LEVELS for low, high in extremes)  # type: ignore[misc]
+    bands = (band for pixels in (few, image) for band in pixels.getextrema())
+    return all(high - low <= _FEW_LEVELS for low, high in bands)  # type: ignore[misc]

@@ -113,7 +113,7 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
         with _translated() as more:
             (width, height), mode = source.size, source.mode
             if isinstance(source, TiffImageFile):  # its `size` has the orientation applied already
-                width, height = source.tag_v2[256], source.tag_v2[257]
+                width, height = source.tag_v2[TiffImagePlugin.IMAGEWIDTH], source.tag_v2[TiffImagePlugin.IMAGELENGTH]
             if file.ends:
                 source = JpegImageFile(io.BytesIO(_with_end(file)))
             source.load()
@@ -220,8 +220,10 @@ TiffImagePlugin.warnings = _thread_warnings  # type: ignore[assignment, attr-def
 
 
 def _too_large(what: str, max_pixels: int) -> DataError:
-    remedy = "scale it down or remove it, or raise data.max_pixels, which protects against files that would fill the"
-    return DataError(f"is too large ({what}, at most {max_pixels:,}); {remedy} memory")
+    return DataError(
+        f"is too large ({what}, at most {max_pixels:,}); scale it down or remove it, or raise data.max_pixels, which "
+        "protects against files that would fill the memory"
+    )
 
 
 def _check_header(image: Image.Image, file: ImageFile, max_pixels: int) -> None:

@@ -70,7 +70,10 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
 
 
 def augmented_views(config: Config, shown: Dataset, views: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pixels and labels of each epoch as the network receives them, in the order of `shown`."""
+    """Yield the training images of each epoch as the network receives them, in the order of `shown`.
+
+    They are pixels [N, H, W, 3] float32 in [0, 255] with labels [N] int32, or with shares of classes [N, C] float32.
+    """
     batches = image_batches(
         shown.train,
         classes=len(shown.classes),

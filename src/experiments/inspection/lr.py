@@ -63,7 +63,7 @@ def inspect(config: Config, *, lowest: float, highest: float, batches: int) -> I
 
 
 def range_test(config: Config, files: Mapping[str, Path], rates: np.ndarray, progress: Progress) -> RangeTest:
-    """Train the last phase of a run in the same way as the run, but with these learning rates, one batch each.
+    """Train the last phase of a run in the same way as the run, but with these increasing rates [N], one batch each.
 
     Everything before that phase is computed or read from the cache in the same way as by the run; the weights are
     discarded. A run that continues a finished one goes on from the weights and the optimizer of that one.

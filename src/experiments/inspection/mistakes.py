@@ -49,7 +49,12 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
 
 
 def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> list[Explained]:
-    """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes."""
+    """Read the images of mistakes again and compute Grad-CAM heatmaps for the predicted classes.
+
+    Raises:
+        ConfigError: the model cannot be read, or Grad-CAM does not support it.
+        DataError: images are missing or are not those of the run.
+    """
     settings, size = DecoderSettings.of(run.plain["data"]), run.config.data.image_size
     thumbnails, resized = [], []
     for mistake in mistakes:

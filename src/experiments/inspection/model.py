@@ -71,7 +71,11 @@ def inspect(config: Config, *, classes: int, layers: bool) -> Inspection:
 
 
 def summarize_model(config: Config, classes: int) -> ModelSummary:
-    """Build the network with random weights, and a head of so many classes, and return its summary."""
+    """Build the network with random weights, and a head of so many classes, and return its summary.
+
+    Raises:
+        ConfigError: the network cannot be built, or cannot be split at the configured split point.
+    """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     # No weights are read, whatever the configuration names, as they do not change the structure.
@@ -176,7 +180,8 @@ def readable(count: int) -> str:
 
 def block_table(summary: ModelSummary) -> Table:
     """Return the table with one row per block and a rule at the split point."""
-    table, edge = plain_table(("block", "layers", "output", *COSTS, ""), ("layers", *COSTS)), split_block(summary)
+    table = plain_table(("block", "layers", "output", *COSTS, ""), ("layers", *COSTS))
+    edge = split_block(summary)
     for block in blocks(summary):
         if block.name == edge:
             table.add_section()
@@ -207,7 +212,8 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
     found = [block for block in blocks(summary) if block.parameters or block.operations]
     figure = Figure(figsize=(9, 1.9 + 0.27 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    names, colors = [block.name for block in found], [FROZEN if block.frozen else TRAINED for block in found]
+    names = [block.name for block in found]
+    colors = [FROZEN if block.frozen else TRAINED for block in found]
     edge = split_block(summary)
     for panel, title, values in (
         (panels[0], "parameters", [block.parameters for block in found]),

@@ -100,10 +100,13 @@ def draw(config: Config, found: list[Phase]) -> Figure:
         panel.axvspan(start - 0.5, start + epochs - 0.5, color=BANDS[at % len(BANDS)], zorder=0, linewidth=0)
         where = panel.get_xaxis_transform()
         panel.text(start - 0.4, 1.02, f"{phase.name}: {phase.optimizer}", transform=where, fontsize=9, color="#555555")
-        steps, color, label = range(start, start + epochs), PALETTE[at], None
+        steps = range(start, start + epochs)
+        color = PALETTE[at]
+        label = None
         ends = [(0, phase.highest, "left", 6), (epochs - 1, phase.highest, "right", 6)]
         if phase.open:
-            label, never = (f"if {config.monitor} {how}" for how in ("gets better every epoch", "never gets better"))
+            label = f"if {config.monitor} gets better every epoch"
+            never = f"if {config.monitor} never gets better"
             panel.fill_between(steps, phase.lowest, phase.highest, color=color, alpha=0.15, linewidth=0)
             panel.plot(steps, phase.lowest, marker="v", markersize=3, color=color, linestyle="--", label=never)
             ends.append((epochs - 1, phase.lowest, "right", -12))

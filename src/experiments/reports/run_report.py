@@ -61,11 +61,12 @@ def read(directory: RunDirectory) -> RunRecord:
         raise ConfigError(f"{directory.folder}: its {name} is gone, without which there is no report")
     facts, metrics, images = directory.facts() or {}, directory.metrics(), directory.images()
     classes = classes_of(images)
+    decision = recorded(facts, classes)
     reports = {}
     for split in filter(directory.has_predictions, ("validation", "test")):
         own = {name.removeprefix(f"{split}."): value for name, value in metrics.items() if name.startswith(f"{split}.")}
         rows = tuple(directory.predictions(split))
-        reports[split] = Report(split, classes, own, rows, recorded(facts, classes))
+        reports[split] = Report(split, classes, own, rows, decision)
     path = directory.folder / CONFIG
     plain = like.parse(path.read_bytes(), str(path))
     return RunRecord(directory, facts, plain, images, classes, directory.epochs(), reports)
@@ -88,8 +89,9 @@ def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | N
     monitor, first = str(run.plain.get("monitor")), run.facts.get("first_candidate", 0)
     near_duplicates = run.directory.near_duplicates()
     ended = (run.facts.get("ended") or 0) / 1000  # seconds since 1970
-    started = run.facts["command"].items()
-    called = {name: value for name, value in started if (name, value) != ("config_name", "config")}
+    called = dict(run.facts["command"])
+    if called.get("config_name") == "config":
+        del called["config_name"]
     best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")), first)
     gallery = image_sections.gallery(run.reports["validation"], run.plain, root, model)
     figures = {}

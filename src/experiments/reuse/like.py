@@ -71,9 +71,7 @@ def expand(given: Sequence[str]) -> list[str]:
         else:
             lines.append(line)
     weights = str(value_at(plain, "model.weights", ""))
-    is_remote = "://" in weights or weights.startswith(
-        ("//", "\\\\")
-    )  # a local file is read as data (`models.weights`)
+    is_remote = "://" in weights or weights.startswith(("//", "\\\\"))  # a local file is read as data, not code
     typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
     if "model" not in chosen and "model.weights" not in typed and is_remote:
         raise ConfigError(
@@ -117,7 +115,7 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
-    """Return the mapping in a YAML text; ConfigError if it has none, is too deep, or has aliases, which can explode."""
+    """Return the mapping in a YAML text; ConfigError if it is none, too deep, or has aliases, which may fill memory."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

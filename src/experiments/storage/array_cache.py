@@ -123,7 +123,11 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B]."""
+        """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B].
+
+        Raises:
+            OSError: a file cannot be read, or is shorter than it was.
+        """
         wanted = np.arange(len(self))[rows]
         only = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(only, np.ndarray):

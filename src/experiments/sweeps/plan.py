@@ -316,7 +316,7 @@ def sweep_name(config: Config, jobs: Sequence[Job]) -> str:
 
 def digest(jobs: Sequence[Config], *more: str | int) -> str:
     """Return the first 8 hex digits of a hash of the jobs' configurations, independent of the jobs' order."""
-    # The identities cover the content of continue_from.
+    # The identities cover the content of continue_from, a key that version 0.2 did not have.
     plains = [effective(job) | {"sweep": None, "progress": None} for job in jobs]
     configs = sorted(
         json.dumps({key: plain[key] for key in plain if key != "continue_from"}, sort_keys=True) for plain in plains

@@ -46,7 +46,11 @@ class Setup:
 
 
 class Session:
-    """One start of a sweep, whose name is the same at every start."""
+    """One start of a sweep, whose name is the same at every start.
+
+    Raises:
+        ConfigError: the sweep's directory holds another sweep.
+    """
 
     def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
@@ -182,6 +186,9 @@ class Session:
         Args:
             final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
             after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
+
+        Raises:
+            SystemExit: a job has failed.
         """
         sweep_directory.resolve_repeated(self.folder, jobs)
         summary = processes.run_worker_task("conclude", self.folder)

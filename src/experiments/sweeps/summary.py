@@ -190,7 +190,11 @@ def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Ca
 
 
 def winner_values(folder: Path) -> dict[str, str]:
-    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet."""
+    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
+
+    Raises:
+        ConfigError: no job has finished.
+    """
     about, rows = read(folder)
     if final := next((row for row in rows if row.final), None):
         return without_repeats(final.values)

@@ -22,7 +22,8 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     partial = sum(job.status == Status.PARTIAL for job in new)
     finished = sum(job.status == Status.FINISHED for job in jobs)
     duplicates = sum(job.same_as is not None for job in jobs)
-    most, begun = "at most " if settings.rungs else "", f" ({partial} of them from a checkpoint)" if partial else ""
+    most = "at most " if settings.rungs else ""
+    begun = f" ({partial} of them from a checkpoint)" if partial else ""
     parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
     parts += [f"{finished} already finished"] if finished else []
     parts += [f"{duplicates} the same as another"] if duplicates else []

@@ -85,7 +85,8 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
 def log_in_batches(client: MlflowClient, run_id: str, what: str, values: list[Any]) -> None:
     """Log parameters, tags or metrics in requests of at most as many as MLflow accepts."""
     for start in range(0, len(values), BATCH[what]):
-        client.log_batch(run_id, **{what: values[start : start + BATCH[what]]})  # type: ignore[arg-type]
+        request: dict[str, Any] = {what: values[start : start + BATCH[what]]}
+        client.log_batch(run_id, **request)
 
 
 def log_data(client: MlflowClient, run_id: str, data: Mapping[str, str], context: str) -> None:

@@ -81,8 +81,9 @@ def csv_labels(
     if table.split and "train" not in listing.splits:
         raise ConfigError(f"data.split_column: no row of column {table.split!r} in {printable(str(file))} is train")
     if len(listing.classes) < 2:
-        problem = f"two or more classes are needed, column {table.label!r} of {file} has"
-        raise ConfigError(f"data.label_column: {problem} {', '.join(map(printable, listing.classes)) or 'none'}")
+        received = ", ".join(map(printable, listing.classes)) or "none"
+        problem = f"two or more classes are needed, column {table.label!r} of {file} has {received}"
+        raise ConfigError(f"data.label_column: {problem}")
     return listing
 
 

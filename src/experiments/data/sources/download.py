@@ -51,11 +51,12 @@ File = BufferedReader | BufferedRandom  # open; `name` is its path
 
 
 def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
-    """Download a file of `size` bytes, or the rest of one, and check it.
+    """Download a file of `size` bytes, or the rest of one, and check it against its hash, in lower case.
 
-    The file is `folder/<name>.<first 16 of sha256>.part`. It is kept when the download fails, so that the next call
-    continues it, and when it succeeds: the caller removes it. Processes that download it concurrently do not interfere
-    with each other, because all of them write the same bytes at the same positions.
+    The environment's proxies are used. The file is `folder/<name>.<first 16 of sha256>.part`. It is kept when the
+    download fails, so that the next call continues it, and when it succeeds: the caller removes it. Processes that
+    download it concurrently do not interfere with each other, because all of them write the same bytes at the same
+    positions.
 
     Returns:
         The file, checked and open for reading; `name` is its path.

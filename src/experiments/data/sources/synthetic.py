@@ -39,8 +39,8 @@ def synthetic(*, species: Sequence[str], per_class: Mapping[str, int], seed: int
                 draw_face(name, rng, size).save(draft / split / name / f"{name}.{number}.jpg", quality=QUALITY)
 
             images = [(split, name, n) for split, count in per_class.items() for name in names for n in range(count)]
-            for split, name, _ in images:
-                (draft / split / name).mkdir(parents=True, exist_ok=True)
+            for split, name in {(split, name) for split, name, _ in images}:
+                (draft / split / name).mkdir(parents=True)
             with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
                 list(pool.map(draw, images))
     array_cache.mark_used(root)
