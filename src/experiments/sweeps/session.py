@@ -225,7 +225,8 @@ class Session:
         if folded:
             found = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])["jobs"]
         for at, job in enumerate(jobs):
-            job.final, seed = True, job.values.get("seed", "")
+            job.final = True
+            seed = job.values.get("seed", "")
             # Without folds it is the winner's job but for its test evaluation, which the run's process verifies.
             job.identity = found[at]["identity"] if folded else winner["identities"][seed]
             while not sweep_directory.is_free(self.folder / str(number), job.identity):

@@ -35,7 +35,8 @@ def work(
         timeout: seconds that the job may take.
         leaving: returns whether the run is being stopped here because it will be started again on another machine.
     """
-    folder, log = job.folder, job.folder / LOG
+    folder = job.folder
+    log = folder / LOG
     if not folder.parent.is_dir():
         missing = f"{folder.parent} is not to be found on {platform.node()}"
         return f"{missing}: the sweep's machines must share a disk, and outputs= be a place on it"
