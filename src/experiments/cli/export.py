@@ -37,7 +37,8 @@ def main() -> None:
         help="validation images to compare on, at most (default: 500)",
     )  # fmt: skip
     arguments = parser.parse_args()
-    formats, folder = export_formats.parse(arguments.format), arguments.output
+    formats = export_formats.parse(arguments.format)
+    folder = arguments.output
     from experiments.deploy import saved_run
     from experiments.system.startup import quiet_start
 

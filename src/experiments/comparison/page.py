@@ -46,7 +46,8 @@ def write(
     links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn, unlike = draw(comparison), disagreements(comparison)
-    values, shown = content(comparison, classes, unlike, images), unlike[:images]
+    values = content(comparison, classes, unlike, images)
+    shown = unlike[:images]
     # Self-contained, with embedded figures and thumbnails and nothing to load.
     html = page.render(
         "comparison.html.j2",

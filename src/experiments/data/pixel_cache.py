@@ -65,7 +65,8 @@ def images_of(
             "pillow": PIL.__version__,
             **manifest.decoder_settings.pixels_key(),
         }
-        folder, shape = cache / "pixels" / array_cache.key(spec), (len(entries), image_size, image_size, 3)
+        folder = cache / "pixels" / array_cache.key(spec)
+        shape = (len(entries), image_size, image_size, 3)
         stored = array_cache.CacheEntry(folder, spec, shape, "uint8", {"split": split})
         write = functools.partial(_decode_into, manifest, entries, image_size, buffer.pixels if buffer else {})
         rows = Rows([stored.load_or_create(write)])

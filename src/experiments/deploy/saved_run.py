@@ -174,7 +174,8 @@ class Trained:
 
     def started_from(self, run_id: str) -> Path:
         """Return the weights of the run that `model.weights` names, kept or fetched; ConfigError if they are gone."""
-        place, name = None, weights_file("backbone")
+        place = None
+        name = weights_file("backbone")
         if self.folder:
             place = RunDirectory(self.folder).inputs("model.weights")
         elif self.uri is not None:
@@ -229,7 +230,8 @@ def join(run: Trained) -> keras.Model:
     Raises:
         ConfigError: weights are missing, do not fit, or are not those that the run had.
     """
-    place, name = run.file(WEIGHTS), weights_file("head")
+    place = run.file(WEIGHTS)
+    name = weights_file("head")
     if place is None or not (place / name).is_file():
         raise ConfigError(f"{run.name}: its weights are gone: there is no {name} in {place or 'its artifacts'}")
     import keras
@@ -238,7 +240,8 @@ def join(run: Trained) -> keras.Model:
     from experiments.models.backbone import build_backbone
     from experiments.regimes import build
 
-    config, files = run.config, RunDirectory(place.parent)
+    config = run.config
+    files = RunDirectory(place.parent)
     pool, kept = config.model.head.pooling, files.weights("backbone")
     model, regime = config.model, config.regime
     if kept.is_file():

@@ -50,7 +50,8 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
         run(pixels)
         times.append(time.perf_counter() - began)
     last_stage = split_network(backbone, 1, config.model.head.pooling).trainable_part.count_params()
-    parameters, speed = backbone.model.count_params(), batch / statistics.median(times)
+    parameters = backbone.model.count_params()
+    speed = batch / statistics.median(times)
     return Cost(config.model.name, size, len(backbone.stages), parameters, last_stage, speed)
 
 

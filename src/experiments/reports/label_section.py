@@ -56,7 +56,8 @@ def rated(
         if run.fold and run.directory.has_predictions("validation")
         if have_probabilities(predictions := run.directory.predictions("validation"), classes)
     ]
-    images, sentences = labelled((row for _, predictions in folds for row in predictions), classes), []
+    images = labelled((row for _, predictions in folds for row in predictions), classes)
+    sentences = []
     hashes = {image.sha256 for image in images}
     given = labelled((row for row in own if row.sha256 not in hashes), classes)
     if folds:
