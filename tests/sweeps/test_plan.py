@@ -21,9 +21,9 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
-from experiments.sweeps import plan
+from experiments.sweeps import plan, terminal
 from experiments.sweeps.launchers import local, processes
-from experiments.sweeps.plan import Job
+from experiments.sweeps.plan import Inspection, Job
 from experiments.system import paths, redaction, signals
 
 
@@ -33,6 +33,12 @@ def context() -> Iterator[HydraContext]:
     loader = ConfigLoaderImpl(create_config_search_path(str(paths.CONF)))
     yield HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
     GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(("runs", "text"), [(2, "about 8 s"), (22, "about 88 s"), (30, "about 2 min")])
+def test_a_plan_has_a_duration_of_seconds_or_minutes(runs: int, text: str) -> None:
+    inspection = Inspection([], features_missing=False, seconds=8.0, held_out=False)
+    assert terminal.duration(inspection, runs, slots=2) == [f"  {text}: runs like these took 8 s"]
 
 
 def master(context: HydraContext, *overrides: str) -> DictConfig:

@@ -109,10 +109,9 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
                     break
         rate = (done - failed) / (time.perf_counter() - began)
     rejections = f" ({answers.rejected} of them as none)" if answers.reject else ""
-    print(
-        f"{done - failed} images predicted{rejections}, {failed} files could not be used, {rate:.0f} a second",
-        file=sys.stderr,
-    )
+    predicted = f"{done - failed} image{'' if done - failed == 1 else 's'} predicted{rejections}"
+    unused = f"{failed} file{'' if failed == 1 else 's'} could not be used"
+    print(f"{predicted}, {unused}, {rate:.0f} a second", file=sys.stderr)
     return failed
 
 

@@ -50,8 +50,9 @@ def duration(inspection: Inspection, runs: int, slots: int) -> list[str]:
     """Return a line about how long runs may take, if similar ones were run before."""
     if not inspection.seconds or not runs:
         return []
-    minutes = inspection.seconds * runs / slots / 60
-    return [f"  about {minutes:.0f} min: runs like these took {inspection.seconds:.0f} s"]
+    seconds = inspection.seconds * runs / slots
+    total = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return [f"  about {total}: runs like these took {inspection.seconds:.0f} s"]
 
 
 def job_line(job: Job, objective: str, score: float | None) -> str:
