@@ -411,6 +411,8 @@ def test_a_run_that_ends_while_lost_runs_are_marked_keeps_its_status(
         assert (run.info.status, "failure" in run.data.tags) == ((ended, False) if ended else ("KILLED", True))
     finally:
         client.delete_run(run_id)
+    kept = store.run("head").info.run_id
+    assert queries.deleted(store.uri, [run_id, kept, "0" * 32]) == {run_id, "0" * 32}
 
 
 def test_a_run_that_is_continued_while_lost_runs_are_marked_goes_on(
