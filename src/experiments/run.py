@@ -125,9 +125,7 @@ def prepare(
     files = inputs.fetch(config, directory.folder)
     components = build(config, files)
     dataset = read_data(components)
-    origins = {key: directory.inputs(key) for key in files}
-    check_origins(origins, dataset)
-    directory.write_earlier({image for origin in origins.values() for image in RunDirectory(origin).trained_on()})
+    directory.write_earlier(check_origins({key: directory.inputs(key) for key in files}, dataset))
     identity = components.identity(config, dataset.fingerprint)
     active.check(identity, planned)
     root = None if "data.root" in config.unresolved else str(dataset.manifest.root)

@@ -53,12 +53,15 @@ def check_accumulation(config: Config, images: int) -> None:
             )
 
 
-def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
+def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> set[str]:
     """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
 
     Args:
         origins: for each key that names a run, the directory with that run's manifest.
         dataset: the data set of this run.
+
+    Returns:
+        The SHA-256 of every image that those weights were trained on.
 
     Raises:
         DataError: another run's weights were trained on images that this run validates or tests with, by that run or
@@ -66,9 +69,11 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
         ConfigError: the head of another run has other classes.
     """
     held_out = {entry.sha256: entry.path for entry in dataset.manifest.entries if entry.split != "train"}
+    earlier = set[str]()
     for key, origin in origins.items():
         directory = RunDirectory(origin)
-        if known := sorted(held_out[image] for image in directory.trained_on() & held_out.keys()):
+        trained_on = directory.trained_on()
+        if known := sorted(held_out[image] for image in trained_on & held_out.keys()):
             raise DataError(
                 f"{key}: the run it names, or one whose weights it began with, was trained on {len(known)} of the "
                 f"images that this run validates or tests with, such as {known[0]}: its scores would mean nothing. Use "
@@ -80,3 +85,5 @@ def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> None:
                 f"{key}: that run's head was trained for {', '.join(classes)}. Allowed: a head for "
                 f"{', '.join(dataset.classes)}, the classes of this data"
             )
+        earlier |= trained_on
+    return earlier

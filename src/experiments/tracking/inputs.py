@@ -36,7 +36,6 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     files = {continuation.KEY: continued} if continued else {}
     if (file := file_of_run(config)) is not None:
         target = RunDirectory(folder).inputs("model.weights")
-        target.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST, EARLIER):
             if (source := file.parents[1] / name).is_file():
                 atomic_files.write_file(target / name, source.read_bytes())
