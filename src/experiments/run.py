@@ -78,11 +78,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         except Exception:
             tracker.artifacts({})  # so that the trained weights are not lost
             raise
-        # Times that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
-        spent = {"total_seconds": time.perf_counter() - began + known["earlier"]} | known["seconds"]
-        seconds = {name: active.facts.get(name, value) for name, value in spent.items()}
-        ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
-        ended = active.facts.get("ended", ended)
+        seconds, ended = times(active, result, known, began)
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
@@ -165,6 +161,18 @@ def train(
     earlier = 0.0 if trained else earlier_seconds(components, result, began)
     seconds = {"fit_seconds": context.fit_seconds + earlier} | known.get("seconds", {})
     return result, known | {"seconds": seconds, "earlier": earlier}
+
+
+def times(
+    active: ActiveRun, result: TrainingResult, known: Mapping[str, Any], began: float
+) -> tuple[dict[str, float], int]:
+    """Return a run's times in seconds, and the end of its training in milliseconds since 1970.
+
+    Those that were recorded before a resume are kept, because a metric logged to MLflow cannot be replaced.
+    """
+    spent = {"total_seconds": time.perf_counter() - began + known["earlier"]} | known["seconds"]
+    ended = result.history[-1].timestamp if result.history else int(time.time() * 1000)
+    return {name: active.facts.get(name, value) for name, value in spent.items()}, active.facts.get("ended", ended)
 
 
 def finish(

@@ -25,8 +25,8 @@ LONGEST = 40  # characters of a value on a terminal; the files contain the whole
 BRIEF = ("loss", "roc_auc", "brier")  # the metrics that fit on a terminal; the files contain all
 
 
-@exit_on_error()
-def main() -> None:
+def arguments_of() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="experiments compare",
         description="Compares finished runs. Runs that differ in their seed only are one row: their mean, with its "
@@ -59,6 +59,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.runs or arguments.sweep or arguments.query):
         parser.error("give runs, --sweep SWEEP or --query TEXT")
+    return arguments
+
+
+@exit_on_error()
+def main() -> None:
+    arguments = arguments_of()
     from experiments.comparison import page
     from experiments.comparison.class_differences import compare_classes
     from experiments.comparison.comparison import compare

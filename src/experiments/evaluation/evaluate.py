@@ -16,7 +16,7 @@ import numpy as np
 from sklearn import metrics as sklearn_metrics
 
 from experiments.config.schema import PROBABILISTIC
-from experiments.data.types import SPLITS, Dataset
+from experiments.data.types import SPLITS, Dataset, ImageSet
 from experiments.evaluation import decision as decisions
 from experiments.evaluation.decision import FEWEST_CLASSES, Decision
 from experiments.evaluation.per_class import ClassScore, ConfusedPair, class_scores, confused_pairs, confusion_of
@@ -145,23 +145,27 @@ def evaluate(
             not sum to 1 within 1e-3.
     """
     images = {split.split: split for split in (dataset.validation, dataset.test) if split is not None}
-    evaluated = [split for split in images if split in scores]
+    _check(scores, images, len(dataset.classes))
+    decision = decision or decisions.default(dataset.classes)
+    reports = {}
+    for split in images:
+        if split in scores:
+            files, labels = [(entry.path, entry.sha256) for entry in images[split].entries], images[split].labels
+            reports[split] = report_on(split, files, labels, scores[split], dataset.classes, decision, probabilities)
+    return reports
+
+
+def _check(scores: Mapping[str, np.ndarray], images: Mapping[str, ImageSet], classes: int) -> None:
+    """Raise ValueError with all issues of scores of these splits; see `evaluate`."""
     issues = [] if "validation" in scores else [f"expected scores of validation. Received: {sorted(scores)}"]
     issues += [f"{split}: expected one of {SPLITS}. Received: {split!r}" for split in scores if split not in SPLITS]
     if "test" in scores and "test" not in images:
         issues.append("test: expected no scores, the data set has no test split. Received: scores of test")
-    for split in evaluated:
-        if issue := _score_issue(scores[split], (len(images[split]), len(dataset.classes))):
+    for split in images:
+        if split in scores and (issue := _score_issue(scores[split], (len(images[split]), classes))):
             issues.append(f"{split}: expected {issue}")
     if issues:
         raise ValueError("Scores cannot be evaluated:\n  " + "\n  ".join(issues))
-    decision = decision or decisions.default(dataset.classes)
-    reports = {}
-    for split in evaluated:
-        files = [(entry.path, entry.sha256) for entry in images[split].entries]
-        labels = images[split].labels
-        reports[split] = report_on(split, files, labels, scores[split], dataset.classes, decision, probabilities)
-    return reports
 
 
 def _score_issue(probabilities: np.ndarray, shape: tuple[int, int]) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from experiments.config.schema import Config
 from experiments.inspection.inspection import Inspection
 from experiments.models.backbone import build_backbone
+from experiments.models.head import POOLING
 from experiments.models.network import split_network
 from experiments.models.stages import stage_numbers
 from experiments.regimes.build import build_head
@@ -54,7 +55,7 @@ class ModelSummary(NamedTuple):
     """The network in the state in which the last phase of a run trains it."""
 
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
-    split_point: str | None  # the layer after the split point; "pooling": pooled features are cached; None: no split
+    split_point: str | None  # the layer after the split point; POOLING: pooled features are cached; None: no split
     stored: tuple[int, ...]  # shape of the features of one image at the split point
 
 
@@ -93,7 +94,7 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [layer_row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config.model.head, backbone, config.seed, classes)
-    pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer("pooling")
+    pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer(POOLING)
     rows += [layer_row(layer, HEAD, True) for layer in (pool, *head.layers)]
     stored = tuple(divided.frozen_part.output_shape[1:]) if divided else ()
     return ModelSummary(tuple(rows), divided.split_point if divided else None, stored)
@@ -138,7 +139,7 @@ def blocks(summary: ModelSummary) -> list[Row]:
 
 def split_block(summary: ModelSummary) -> str | None:
     """Return the block after the split point; None if there is no split point."""
-    if summary.split_point == "pooling":
+    if summary.split_point == POOLING:
         return HEAD
     return next((row.block for row in summary.rows if row.name == summary.split_point), None)
 
@@ -154,7 +155,7 @@ def sentences(config: Config, summary: ModelSummary) -> list[str]:
         lines.append(f"split point: none, regime={regime} trains the whole network")
         lines.append(f"forward: {readable(total)} multiply-adds an image, every epoch")
     else:
-        where = "above the last block" if summary.split_point == "pooling" else f"before {summary.split_point}"
+        where = "above the last block" if summary.split_point == POOLING else f"before {summary.split_point}"
         numbers = math.prod(summary.stored)
         lines.append(
             f"split point: {where}; stored there for each image: {_shape(summary.stored)}, "
@@ -236,7 +237,7 @@ def draw(config: Config, summary: ModelSummary) -> Figure:
         handles += [Patch(color=FROZEN, label="frozen"), line]
     figure.legend(handles=handles, loc="outside lower right", ncols=3)
     title = f"{config.model.name}, regime={config.regime.name}"
-    if summary.split_point not in (None, "pooling"):
+    if summary.split_point not in (None, POOLING):
         title += f", unfrozen_blocks={config.regime.unfrozen_blocks}"
     figure.suptitle(title, fontsize=11)
     return figure

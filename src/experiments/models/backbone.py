@@ -21,13 +21,13 @@ from experiments.config.targets import APPLICATIONS, construct, resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences, layers_of, setting_differences
+from experiments.models.head import POOLING
 from experiments.models.types import Backbone
 from experiments.models.weights import Contents
 from experiments.models.weights_record import network_settings
 from experiments.system import paths
 from experiments.system.private_api import KERAS_GET_FILE
 
-POOLING = "pooling"  # the layer that `head.pooling` adds to a backbone
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 
 

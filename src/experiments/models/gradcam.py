@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 
+from experiments.models.head import POOLING
+
 BATCH = 6  # images in one forward and backward pass, whose memory holds the outputs of all layers
 
 
@@ -31,7 +33,7 @@ def gradcam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.n
         [N, H, W] float32 in [0, 1], with a maximum of 1 for each image; all 0 where nothing supports the class.
     """
     below = model.get_layer("frozen")
-    pool, head = below.get_layer("pooling"), model.get_layer("head")
+    pool, head = below.get_layer(POOLING), model.get_layer("head")
     network = keras.Model(below.inputs[0], keras.Layer.input.fget(pool), name="maps")
     found = []
     for batch in (slice(start, start + BATCH) for start in range(0, len(pixels), BATCH)):

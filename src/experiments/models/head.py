@@ -7,6 +7,8 @@ import keras
 from experiments.config.schema import Head
 from experiments.models.convnet import penalty
 
+POOLING = "pooling"  # the name of the layer that `head.pooling` adds to a backbone
+
 
 def pooling(kind: str, dtype: keras.DTypePolicy | None = None) -> keras.layers.Layer:
     """Return the layer that pools or flattens feature maps [B, h, w, C] to vectors [B, D].
@@ -16,7 +18,7 @@ def pooling(kind: str, dtype: keras.DTypePolicy | None = None) -> keras.layers.L
     """
     layers = keras.layers
     kinds = {"average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}
-    return kinds[kind](dtype=dtype, name="pooling")
+    return kinds[kind](dtype=dtype, name=POOLING)
 
 
 def dense_head(features: int, config: Head, classes: int) -> keras.Model:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from experiments.errors import ConfigError
 from experiments.models import stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences
-from experiments.models.head import pooling, probabilities
+from experiments.models.head import POOLING, pooling, probabilities
 from experiments.models.types import Backbone
 from experiments.storage.array_cache import Rows
 
@@ -64,7 +64,7 @@ class NetworkSplit(NamedTuple):
 
     frozen_part: keras.Model  # the frozen part: pixels -> features at the split point
     trainable_part: keras.Model  # the trainable part: features at the split point -> pooled features [B, D]
-    split_point: str  # first layer of the trainable part; "pooling" where all is frozen, PIXELS where nothing is
+    split_point: str  # first layer of the trainable part; POOLING where all is frozen, PIXELS where nothing is
 
     @property
     def frozen(self) -> bool:
@@ -85,7 +85,7 @@ def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> Network
     if unfrozen == 0:
         frozen_part = pooled(backbone, pool)
         features = keras.Input(frozen_part.output_shape[1:], name="boundary")
-        return NetworkSplit(frozen_part, keras.Model(features, features, name="unfrozen"), "pooling")
+        return NetworkSplit(frozen_part, keras.Model(features, features, name="unfrozen"), POOLING)
     stage = stages.stage_of(model, backbone.stages, unfrozen)
     entering, pixels = stage.entering, model.inputs[0]
     split_point = PIXELS if entering is pixels else stages.consumers(model, entering)[0].name

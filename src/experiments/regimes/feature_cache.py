@@ -29,6 +29,7 @@ from experiments.data.types import ImageSet
 from experiments.errors import ConfigError
 from experiments.images import decoder
 from experiments.models import network
+from experiments.models.head import POOLING
 from experiments.models.network import NetworkSplit, inference_functions
 from experiments.storage import array_cache
 from experiments.storage.array_cache import Rows
@@ -158,7 +159,7 @@ class FeatureTable:
             "backbone": components.backbone.identity,
             "forward": network.VERSION,
             "boundary": network_split.split_point,
-            "pooling": config.model.head.pooling if network_split.split_point == "pooling" else None,
+            "pooling": config.model.head.pooling if network_split.split_point == POOLING else None,
             "augmentation": augmented_as,
             "dtype": self.dtype,
             "batch": BATCH,  # Keras's random layers generate their random numbers for a whole batch.
