@@ -265,7 +265,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> l
     elif all(row.status != Status.FAILED for row in held):
         lines.append(
             "The winner has not been evaluated yet on images that no job has read. The same command again runs what is "
-            "missing and then, unless a job fails, the winner's final run."
+            "missing and then, unless a job fails, the winner's final run for each seed."
         )
     return lines
 

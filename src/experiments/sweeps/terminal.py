@@ -27,7 +27,9 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
     parts += [f"{finished} already finished"] if finished else []
     parts += [f"{duplicates} the same as another"] if duplicates else []
-    parts += ["then the winner's final run"] if settings.final else []
+    seeds = len({job.config.seed for job in jobs})
+    finals = "run" if seeds == 1 else f"runs, one for each of {seeds} seeds"
+    parts += [f"then the winner's final {finals}"] if settings.final else []
     lines = [f"Sweep {name}: " + ", ".join(parts)]
     lines += [f"  {line}" for line in inspection.lines if new]
     if settings.rungs is None:
