@@ -19,12 +19,15 @@ from experiments.config.identity import run_identity
 from experiments.errors import ConfigError
 from experiments.images import decoder
 from experiments.images.resizing import resize
+from experiments.regimes.build import build
 from experiments.storage.csv_files import read_rows
 from experiments.system import paths
 
 Start = Callable[..., Path]
 PRESETS = {path.stem: path.read_text(encoding="utf-8") for path in (paths.CONF / "experiment").glob("*.yaml")}
 DRAWN_BY_US = ("data.size=48", "data.per_class={train: 4, validation: 4, test: 0}")
+# One of each regime; the small networks of the others train alike, and each is built by a test of its own.
+TRAINED = ("tutorial_scratch", "tutorial_bottleneck", "tutorial_finetune")
 PROBABILISTIC = {"validation.loss", "validation.brier", "validation.calibration_error"}
 
 
@@ -61,10 +64,23 @@ def tried() -> dict[tuple[str, str], str]:
     return {}
 
 
-@pytest.mark.parametrize(
-    "network", [("model=convnet",), pytest.param((), marks=pytest.mark.slow)], ids=["small", "own"]
-)
 @pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_builds(name: str, drawn: Path, config: Callable[..., schema.Config]) -> None:
+    """With the small network, as debug=fast trains it."""
+    read = config(*small(name, drawn, "model=convnet"), "debug=fast", "tracking=none")
+    components = build(read, {})
+    assert components.head(3).output_shape == (None, 3)
+    phases = [components.phase, *([components.head_phase] if read.regime.name == "finetune" else [])]
+    for phase in phases:
+        assert phase.epochs == 1 and isinstance(phase.optimizer(), keras.optimizers.Optimizer)
+        assert 0 < phase.rate(0, []) < 1
+
+
+@pytest.mark.parametrize("name, network", [
+    pytest.param(name, network, id=f"{name}-{'small' if network else 'own'}",
+                 marks=[] if network and name in TRAINED else pytest.mark.slow)
+    for network in (("model=convnet",), ()) for name in sorted(PRESETS)
+])  # fmt: skip
 def test_every_preset_runs(
     start: Start,
     name: str,
@@ -125,15 +141,16 @@ SMALL = ("data=folder", "data.image_size=48", "model.head.pooling=average", "bat
 
 
 @pytest.mark.parametrize("settings", [
-    ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3"),
+    ("regime=scratch", "optimizer=adam", "optimizer.lr=3e-3", "epochs=25"),
     pytest.param(("regime=finetune", "optimizer.lr=1e-3", "regime.head_optimizer.lr=1e-2"), marks=pytest.mark.slow),
 ], ids=["scratch", "finetune"])  # fmt: skip
 def test_a_handful_of_images_is_learned_by_heart(
     start: Start, settings: tuple[str, ...], drawn: Path, tmp_path: Path
 ) -> None:
-    folder = start(tmp_path, "heart", *SMALL, f"data.root={drawn}", *settings, "debug=overfit", "tracking=none")
+    given = (*SMALL, f"data.root={drawn}", "data.image_size=24", *settings)
+    folder = start(tmp_path, "heart", *given, "debug=overfit", "tracking=none")
     last = read_rows(folder / "curves.csv")[-1]
-    assert float(last["accuracy"]) == 1 and last["epoch"] == "59"
+    assert float(last["accuracy"]) == 1 and last["epoch"] == ("24" if "epochs=25" in settings else "59")
     assert len([row for row in read_rows(folder / "manifest.csv") if row["split"] == "train"]) == 16
 
 
