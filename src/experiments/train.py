@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the other imports, which take a second
 
     signals.end_while_loading()
 
-import logging
 import math
 import os
 import signal
@@ -66,8 +65,11 @@ def train_composed(composed: DictConfig) -> float:
     """Validate a configuration that Hydra has composed for this job, and run its experiment; see `start`."""
     config = validation.validate(composed)
     unused.warn([config], HydraConfig.get().overrides.task)
-    if config.sweep.rungs and config.resume is None:
-        logging.getLogger(__name__).warning("sweep.rungs: without -m this is a single run, not a ladder")
+    if config.resume is None:
+        preset = [f"sweep.search={config.sweep.search}"] * (config.sweep.search != "grid")
+        preset += ["sweep.rungs"] * bool(config.sweep.rungs)
+        overrides = dict.fromkeys([*HydraConfig.get().overrides.task, *preset])
+        unused.warn_of_sweep_keys(overrides, "without -m this is a single run, which")
     return start(config)
 
 

@@ -50,6 +50,12 @@ def test_a_sweep_reads_what_one_of_its_jobs_reads(config: Read, caplog: pytest.L
     assert named(config, caplog, "regime.unfrozen_blocks=2", "epochs=3", regimes=both) == ["regime.unfrozen_blocks=2"]
 
 
+def test_settings_of_a_search_that_a_grid_does_not_read_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    typed = ["sweep.pruner=median", "sweep.jobs=2", "sweep.trials=5", "seed=0,1"]
+    unused.warn_of_sweep_keys(typed, "a sweep without sweep.search", unused.SEARCH_KEYS)
+    assert caplog.messages == ["a sweep without sweep.search does not read: sweep.pruner=median, sweep.trials=5"]
+
+
 @pytest.mark.parametrize("regime, override", [
     ("scratch", "model.weights=body.weights.h5"), ("scratch", "model.weights=pretrained"),
     ("bottleneck", f"regime.head_from={RUN}"), ("scratch", f"regime.head_from={RUN}"),

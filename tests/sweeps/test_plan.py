@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
-from experiments.sweeps import plan, terminal
+from experiments.sweeps import plan, sweeper, terminal
 from experiments.sweeps.launchers import local, processes
 from experiments.sweeps.plan import Inspection, Job
 from experiments.system import paths, redaction, signals
@@ -39,6 +40,18 @@ def context() -> Iterator[HydraContext]:
 def test_a_plan_has_a_duration_of_seconds_or_minutes(runs: int, text: str) -> None:
     inspection = Inspection([], features_missing=False, seconds=8.0, held_out=False)
     assert terminal.duration(inspection, runs, slots=2) == [f"  {text}: runs like these took 8 s"]
+
+
+@pytest.mark.parametrize("objective, target, allowed", [
+    ("accuracy", 95, "greater than 0 and at most 1,"), ("accuracy", 0, "greater than 0"), ("matthews", -0.5, ""),
+    ("loss", 3, ""), ("loss", -1, "greater than 0,"), ("accuracy", 0.95, ""),
+])  # fmt: skip
+def test_a_target_that_the_objective_cannot_have_is_refused(
+    config: Any, objective: str, target: float, allowed: str
+) -> None:
+    given = config(f"objective={objective}", f"sweep.target={target}")
+    with pytest.raises(ConfigError, match=f"sweep.target: must be {allowed}") if allowed else nullcontext():
+        sweeper.check_target(given)
 
 
 def master(context: HydraContext, *overrides: str) -> DictConfig:

@@ -76,7 +76,7 @@ class Trained:
 
     def run(self, launcher: Any, jobs: Sequence[PlannedRun], stop_reason: Any, ended: Callable[..., None]) -> None:
         for at, job in enumerate(jobs):
-            if self.stop_after is not None and len(self.runs) >= self.stop_after:
+            if stop_reason() or (self.stop_after is not None and len(self.runs) >= self.stop_after):
                 break
             self.runs.append(job)
             config, folder = job.config, job.folder
@@ -213,6 +213,18 @@ def test_jobs_keep_their_numbers_however_the_sweep_is_typed(trained: Trained, ow
     printed = " ".join(json.loads((folder / "summary.json").read_text())["sentences"])
     assert "10.0" in printed and "15.0" not in printed
     assert not trained("optimizer.lr=2e-2,0.01,0.03"), "and then all of it is done"
+
+
+def test_a_sweep_at_its_target_has_its_final_run_and_starts_no_job_again(trained: Trained, own_outputs: Path) -> None:
+    sweep = ("optimizer.lr=0.03,0.01,0.02", "sweep.target=0.2")
+    done = trained(*sweep)
+    assert [(job.config.optimizer.lr, job.config.evaluate.test) for job in done] == [(0.03, False), (0.03, True)]
+    assert not trained(*sweep)
+    (folder,) = own_outputs.glob("sweeps/*")
+    printed = summary_files.read_summary(folder)["sentences"]
+    assert any(line.startswith("Read once on the test images: accuracy 15.0%") for line in printed)
+    assert printed[-1].startswith("2 jobs are not finished, as sweep.target=0.2 is reached")
+    assert len(trained("optimizer.lr=0.03,0.01,0.02")) == 2, "without a target the sweep continues"
 
 
 def test_every_job_records_what_was_typed_about_its_model(trained: Trained) -> None:

@@ -91,30 +91,38 @@ def test_the_target_is_looked_for_in_new_results_only(
     read: list[int] = []
     original = summary._row
     monkeypatch.setattr(summary, "_row", lambda job, *rest: read.append(job["number"]) or original(job, *rest))
-    session: Any = SimpleNamespace(folder=folder, config=SimpleNamespace(objective=objective), repeats=1)
+    config = SimpleNamespace(objective=objective, sweep=SimpleNamespace(target=target))
+    session: Any = SimpleNamespace(folder=folder, config=config, repeats=1)
+
+    def reached() -> bool:
+        Session.check_target(session)
+        return bool(session.on_target)
+
     add(folder, 0, {"x": "1"}, right(50))
     add(folder, 1, {"x": "2", "seed": "0"}, right(80), status="NEW")
     (folder / "1" / "metrics.json").rename(folder / "1" / "later")
-    assert not Session.reached(session, target) and read == [0, 1]
+    assert not reached() and read == [0, 1]
 
     add(folder, 2, {"x": "2", "seed": "1"}, right(80))
     (folder / "1" / "later").rename(folder / "1" / "metrics.json")
     record = json.loads((folder / "1" / "job.json").read_bytes())
     (folder / "1" / "job.json").write_text(json.dumps(record | {"status": "FINISHED"}))
-    assert Session.reached(session, target) == met and read == [0, 1, 1, 2]
-    assert Session.reached(session, target) == met and len(read) == 4
+    assert reached() == met and read == [0, 1, 1, 2]
+    assert reached() == met and len(read) == 4
 
 
 def test_a_trial_whose_other_seeds_have_not_run_yet_is_neither_at_the_target_nor_ranked(folder: Path) -> None:
     about = json.loads((folder / "sweep.json").read_text()) | {"repeats": 2}
     (folder / "sweep.json").write_text(json.dumps(about))
-    config = SimpleNamespace(objective="accuracy")
-    session: Any = SimpleNamespace(folder=folder, config=config, known={}, repeats=2)
+    config = SimpleNamespace(objective="accuracy", sweep=SimpleNamespace(target=0.6))
+    session: Any = SimpleNamespace(folder=folder, config=config, repeats=2)
     add(folder, 0, {"x": "lucky", "seed": "0"}, right(90))
-    assert not Session.reached(session, 0.6)
+    Session.check_target(session)
+    assert not session.on_target
     assert summary_files.write_summary(folder)["winner"] is None
     add(folder, 1, {"x": "lucky", "seed": "1"}, right(90))
-    assert Session.reached(session, 0.6)
+    Session.check_target(session)
+    assert session.on_target
     assert summary_files.write_summary(folder)["winner"]["values"] == {"x": "lucky"}
 
 

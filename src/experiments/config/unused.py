@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from experiments.config.messages import format_errors
 from experiments.config.schema import Config
@@ -14,6 +14,7 @@ WEIGHTS = {
     "model.weights": "it trains from random ones. Leave it out, or use regime=bottleneck or regime=finetune",
     "regime.head_from": "it trains its own head. Leave it out, or use regime=finetune",
 }
+SEARCH_KEYS = ("sweep.trials", "sweep.seed", "sweep.pruner", "sweep.storage")  # read by a search only
 brought: list[str] = []  # overrides that `like=` was expanded to in this process
 
 
@@ -33,6 +34,14 @@ def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     unread = [override for override, key, _ in _unread(configs, overrides) if key not in WEIGHTS]
     if unread:
         logging.getLogger(__name__).warning("%s does not read: %s", _regimes(configs), ", ".join(unread))
+
+
+def warn_of_sweep_keys(overrides: Iterable[str], what: str, keys: Sequence[str] = ("sweep",)) -> None:
+    """Warn of typed settings of sweeps, those of `keys` or below them, that a single run or a grid does not read."""
+    typed = {override: override.lstrip("+~").partition("=")[0] for override in overrides if override not in brought}
+    unread = [override for override, name in typed.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)]
+    if unread:
+        logging.getLogger(__name__).warning("%s does not read: %s", what, ", ".join(unread))
 
 
 def _regimes(configs: Sequence[Config]) -> str:

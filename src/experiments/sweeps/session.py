@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments.config.identity import logged
-from experiments.config.schema import LOWER_IS_BETTER, Config
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import RunDirectory
@@ -30,7 +30,7 @@ from experiments.training.types import Status
 
 LOCK = ".sweep.lock"
 # What `summary_files`, `ladder` and `experiments summarize` read in sweep.json, even if it came from the environment.
-SUMMARY_KEYS = {"sweep": ("final", "rungs", "climb", "jobs"), "data": ("folds",), "tracking": ("uri",)}
+SUMMARY_KEYS = {"sweep": ("final", "rungs", "climb", "jobs", "target"), "data": ("folds",), "tracking": ("uri",)}
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Session:
         ]  # fmt: skip
         if remote:
             processes.run_worker_task("fetch", self.config.tracking.uri, remote)
+        self.check_target()
 
     def run(self, jobs: Sequence[Job], stage: str = "jobs") -> None:
         """Run the unfinished jobs, and record how each one ended."""
@@ -151,8 +152,7 @@ class Session:
         if failure and facts.get("status") == Status.PRUNED:
             job.status, job.reason = Status.PRUNED, failure.strip().splitlines()[-1]  # its output ends with the reason
         job.write(self.folder)
-        if self.config.sweep.target is not None and not job.final:
-            self.on_target = self.reached(self.config.sweep.target)
+        self.check_target()
         objective = self.config.objective
         self.print_lines(terminal.job_line(job, objective, (metrics or {}).get(f"validation.{objective}")))
 
@@ -163,20 +163,18 @@ class Session:
             return "one has failed (sweep.on_error=stop)"
         if settings.max_minutes is not None and time.monotonic() - self.setup.began > 60 * settings.max_minutes:
             return f"sweep.max_minutes={settings.max_minutes:g} have passed"
-        if self.on_target:
+        if self.on_target and not any(job.final for job in jobs):
             return f"sweep.target={settings.target:g} is reached"
         return None
 
-    def reached(self, target: float) -> bool:
-        """Return whether the whole interval of a candidate is at least as good as the target."""
-        from experiments.sweeps import summary
+    def check_target(self) -> None:
+        """Set `on_target`, also from jobs that have finished in an earlier start or in another process."""
+        target, objective = self.config.sweep.target, self.config.objective
+        if target is not None:
+            from experiments.sweeps import summary
 
-        objective = self.config.objective
-        found = summary.candidates(summary.read_jobs(self.folder, objective), objective, self.repeats)
-        whole = [candidate for candidate in found if candidate.whole]
-        if objective in LOWER_IS_BETTER:
-            return any(candidate.interval.high <= target for candidate in whole)
-        return any(candidate.interval.low >= target for candidate in whole)
+            found = summary.candidates(summary.read_jobs(self.folder, objective), objective, self.repeats)
+            self.on_target = summary.is_on_target(found, objective, target)
 
     # -- the end
 

@@ -189,6 +189,14 @@ def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Ca
     return sorted(found.values(), key=ranking)
 
 
+def is_on_target(found: Sequence[Candidate], objective: str, target: float) -> bool:
+    """Return whether the whole interval of a candidate is at least as good as `sweep.target`."""
+    intervals = [candidate.interval for candidate in found if candidate.whole]
+    if objective in LOWER_IS_BETTER:
+        return any(interval.high <= target for interval in intervals)
+    return any(interval.low >= target for interval in intervals)
+
+
 def winner_values(folder: Path) -> dict[str, str]:
     """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
 

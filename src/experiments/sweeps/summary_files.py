@@ -16,7 +16,7 @@ from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import format_values, is_folded
-from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, read, sentences, table
+from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, is_on_target, read, sentences, table
 from experiments.training.types import Status
 
 JSON = "summary.json"
@@ -44,13 +44,18 @@ def write_summary(folder: Path) -> dict[str, Any]:
         winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
     # The final runs of a former winner are not reported.
     held_out = [row for row in rows if row.final and winner and without_repeats(row.values) == winner.values]
-    final = about.get("config", {}).get("sweep", {}).get("final", True)
+    settings = about.get("config", {}).get("sweep", {})
+    final, target = settings.get("final", True), settings.get("target")
     if climbed and winner:
         lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, final)]
     else:
         lines = sentences(ranked, objective, held_out, about["command"], final)
     if unfinished := sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs):
-        lines.append(f"{unfinished} jobs are not finished: the same command again continues them.")
+        line = "1 job is not finished" if unfinished == 1 else f"{unfinished} jobs are not finished"
+        if target is not None and is_on_target(ranked, objective, target):
+            lines.append(f"{line}, as sweep.target={target:g} is reached: another target, or none, continues them.")
+        else:
+            lines.append(f"{line}: the same command again continues them.")
     metrics = {f"jobs_{status.lower()}": float(count) for status, count in Counter(row.status for row in jobs).items()}
     if winner:
         metrics[f"winner.validation.{objective}"] = winner.score

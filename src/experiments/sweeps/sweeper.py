@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import shlex
 import sys
 import time
@@ -23,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import credentials, unused
-from experiments.config.schema import Config
+from experiments.config.schema import LOWER_IS_BETTER, LOWEST, Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
 from experiments.runs.candidate_runs import REPEATS, without_repeats
@@ -82,6 +83,7 @@ class Sweeper(HydraSweeper):
                 "sweep: its own settings cannot be swept over, nor come with a choice that is (such as a preset with "
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
+        check_target(common)
         overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
         apart = [line for line in self.typed or () if line not in sys.argv]  # Hydra has not received them
         command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:], *apart])
@@ -89,6 +91,8 @@ class Sweeper(HydraSweeper):
             continuation.check(config)
         unused.check_weights(configs, overrides)
         unused.warn(configs, overrides)
+        if common.sweep.search == "grid":
+            unused.warn_of_sweep_keys(overrides, "a sweep without sweep.search", unused.SEARCH_KEYS)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=self.task, config=self.master
         )
@@ -153,6 +157,18 @@ def climb(session: Session, jobs: Sequence[Job]) -> None:
         rung = level[0].place.rung if level[0].place else "rung"
         session.run([job for job in jobs if job.number in numbers], rung)
         sweep_directory.resolve_repeated(session.folder, jobs)
+
+
+def check_target(config: Config) -> None:
+    """Raise ConfigError for a target that no value of the objective can miss, or none can reach."""
+    target, objective = config.sweep.target, config.objective
+    low, high = LOWEST.get(objective, 0.0), math.inf if objective in LOWER_IS_BETTER else 1.0
+    if target is not None and not low < target <= high:
+        bound = "" if high == math.inf else f" and at most {high:g}"
+        raise ConfigError(
+            f"sweep.target: must be greater than {low:g}{bound}, as it is a value of objective={objective}. "
+            f"Received: {target:g}"
+        )
 
 
 def check_repeats(jobs: Sequence[Job]) -> None:

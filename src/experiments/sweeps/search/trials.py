@@ -311,11 +311,11 @@ def conclude(worker: Worker) -> None:
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         if running:
             session.print_lines(f"trials that go on in other processes: {running}. The last to end concludes")
-        elif done < wanted:
+        elif done < wanted and not session.on_target:
             session.print_lines(f"{done} of {wanted} trials are done: the same command goes on")
         if session.config.tracking.uri:
             session.write_jobs(remote_jobs(session, worker.space, trials))
-        session.conclude(worker.jobs, not running and done >= wanted, FINAL)
+        session.conclude(worker.jobs, not running and (done >= wanted or session.on_target), FINAL)
 
 
 def remote_jobs(session: Session, search_space: Space, trials: Sequence[FrozenTrial]) -> list[Job]:
