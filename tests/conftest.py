@@ -21,6 +21,7 @@ import composition
 import numpy as np
 import pytest
 from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -236,23 +237,35 @@ def command_line(*arguments: str, figures: bool = False) -> Iterator[pytest.Monk
             half of a small run's time. Otherwise blank images are written in their places: tests/test_run.py looks at
             a run's figures and report, tests/reports at each.
     """
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            blank_figures(patch)
+        patch.setattr(sys, "argv", ["train", *arguments])
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes all to find that hydra.mode is not given
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        yield patch
+
+
+def blank_figures(patch: pytest.MonkeyPatch) -> None:
+    """Write blank images in place of figures, and compare no configuration with the defaults."""
     from matplotlib.figure import Figure
 
     from experiments.reports import figures as run_figures
     from experiments.reports import plots, run_report
 
-    with pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            blank = Figure()
-            for name, function in vars(plots).items():
-                if inspect.isfunction(function) and function.__annotations__.get("return") == "Figure":
-                    patch.setattr(plots, name, lambda *arguments, **options: blank)
-            patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
-            patch.setattr(run_figures, "augmented_sample", lambda *arguments: blank)
-            patch.setattr(run_report, "differing", lambda run: None)
-        patch.setattr(sys, "argv", ["train", *arguments])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        yield patch
+    blank = Figure()
+    for name, function in vars(plots).items():
+        if inspect.isfunction(function) and function.__annotations__.get("return") == "Figure":
+            patch.setattr(plots, name, lambda *arguments, **options: blank)
+    patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+    patch.setattr(run_figures, "augmented_sample", lambda *arguments: blank)
+    patch.setattr(run_report, "differing", lambda run: None)
+
+
+@pytest.fixture(scope="session")
+def draw_nothing() -> Callable[[pytest.MonkeyPatch], None]:
+    """Return a function after which no figures are drawn, for runs from Python: `draw_nothing(monkeypatch)`."""
+    return blank_figures
 
 
 @pytest.fixture(scope="session")

@@ -219,6 +219,7 @@ def test_three_classes_by_hinge(start: Start, three: Path, tmp_path: Path, clien
     assert isinstance(model, keras.Model)
 
 
+@pytest.mark.slow  # tests/training/test_fit.py and test_losses.py have its settings one by one
 def test_three_classes_by_squared_error(start: Start, three: Path, tmp_path: Path) -> None:
     folder = start(
         tmp_path, "mse", *SMALL, f"data.root={three}", "data.image_size=32", "regime=bottleneck", "tracking=none",

@@ -184,6 +184,7 @@ def test_without_test_the_test_split_is_not_read(start: Start, drawn: Path, tmp_
     assert "24 training images, rated by this model" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow  # a fault at a later step is below
 def test_a_fault_leaves_the_curves(start: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object, **options: object) -> NoReturn:
         raise RuntimeError("no more")
@@ -211,14 +212,17 @@ def assert_reported_loss_is_that_of_the_curve(folder: Path) -> None:
     assert all(float(row["total_loss"]) > float(row["loss"]) + 0.5 for row in rows)
 
 
-def test_the_monitored_loss_is_the_reported_one_without_penalties(start: Start, drawn: Path, tmp_path: Path) -> None:
-    for name, settings in {
-        "scratch": ("regime=scratch", "model.layers.block1.batch_norm=true", "model.layers.block1.l1=0.01"),
-        "finetune": ("regime=finetune",),
-        "mse": ("regime=bottleneck", "loss=mse"),
-    }.items():
-        folder = start(tmp_path, name, f"data.root={drawn}", "tracking=none", *PENALISED, *settings)
-        assert_reported_loss_is_that_of_the_curve(folder)
+@pytest.mark.parametrize("settings", [
+    ("regime=scratch", "model.layers.block1.batch_norm=true", "model.layers.block1.l1=0.01"),
+    pytest.param(("regime=finetune",), marks=pytest.mark.slow),
+    pytest.param(("regime=bottleneck", "loss=mse"), marks=pytest.mark.slow),
+], ids=["scratch", "finetune", "mse"])  # fmt: skip
+def test_the_monitored_loss_is_the_reported_one_without_penalties(
+    settings: tuple[str, ...], start: Start, drawn: Path, tmp_path: Path
+) -> None:
+    """Of bottleneck and cross-entropy, the test below shows it."""
+    folder = start(tmp_path, "penalised", f"data.root={drawn}", "tracking=none", *PENALISED, *settings)
+    assert_reported_loss_is_that_of_the_curve(folder)
 
 
 def test_what_fails_after_the_training_loses_nothing(
@@ -250,6 +254,7 @@ def test_what_fails_after_the_training_loses_nothing(
     assert artifacts >= {"metrics.json", "predictions_validation.csv", "head.weights.h5"}
 
 
+@pytest.mark.slow  # tests/training/test_runtime.py trains in bfloat16, tests/regimes with float16 activations
 def test_half_precision_trains_to_the_end(start: Start, drawn: Path, tmp_path: Path) -> None:
     """The shipped body, whose scores from stored activations and from pixels differ by more than float32 explains."""
     settings = ("regime=finetune", "runtime.precision=mixed_bfloat16", "regime.activations=float16")
@@ -470,7 +475,7 @@ def test_a_weights_file_in_the_folder_of_a_run_is_known_to_be_that_of_the_run(
 
 
 def test_images_that_the_weights_of_the_weights_were_trained_on_are_refused(
-    start: Start, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
+    tuned: Path, start: Start, drawn: Path, tmp_path: Path, config: Callable[..., schema.Config]
 ) -> None:
     """The first run's images are not those of the second, whose weights the third begins with."""
     regime = ("regime=bottleneck", "epochs=1", "tracking=none")
@@ -479,13 +484,12 @@ def test_images_that_the_weights_of_the_weights_were_trained_on_are_refused(
         target = other / file.relative_to(drawn)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 48), (at * 5, 255 - at, at)).save(target)
-    first = start(tmp_path, "first", f"data.root={drawn}", "data.fold=0", *regime)
-    weights = RunDirectory(first).weights("backbone")
+    weights = RunDirectory(tuned).weights("backbone")
     second = start(tmp_path, "second", f"data.root={other}", f"model.weights={weights}", *regime)
-    assert RunDirectory(second).trained_on() > RunDirectory(first).trained_on()
+    assert RunDirectory(second).trained_on() > RunDirectory(tuned).trained_on()
     third = [
         config(*SMALL, *regime, f"data.root={drawn}", f"outputs={tmp_path}", f"data.fold={fold}",
-               f"model.weights={RunDirectory(second).weights('backbone')}") for fold in (0, 1)
+               f"model.weights={RunDirectory(second).weights('backbone')}") for fold in ("null", 0)
     ]  # fmt: skip
     assert len(prepare_jobs(third[:1])) == 1
     with pytest.raises(DataError, match=r"or one whose weights it began with, was trained on \d+ of the images"):

@@ -19,7 +19,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 import experiments as ex
@@ -31,7 +30,10 @@ from experiments.system import hardware, signals
 ROOT = Path(__file__).resolve().parents[2]
 # The settings of the page's first example, as on the command line.
 TYPED = ("regime=bottleneck", "optimizer.lr=1e-3", "epochs=5", "data.image_size=64", "model.head.pooling=average")
-SCRATCH = ("regime=scratch", "epochs=2", "model.head.pooling=average", "runtime.precision=mixed_bfloat16")
+SCRATCH = (
+    "regime=scratch", "epochs=2", "model.head.pooling=average", "runtime.precision=mixed_bfloat16",
+    "model.layers.block1.filters=8", "model.layers.block2.filters=8", "model.layers.block3.filters=8",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,16 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_home(outputs: Path, own_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_home(
+    outputs: Path, own_outputs: Path, draw_nothing: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Let all tests use the runs of one place; blank images stand for figures, whose rendering takes half the time."""
     monkeypatch.setenv("EXPERIMENTS_HOME", str(outputs))
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def page(drawn: Path, outputs: Path) -> dict[str, Any]:
+def page(drawn: Path, outputs: Path, draw_nothing: Callable[..., None]) -> dict[str, Any]:
     """The names that the examples of docs/notebooks.md define; all but those of a sweep, which start processes."""
     text = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
     examples = [
@@ -57,7 +61,7 @@ def page(drawn: Path, outputs: Path) -> dict[str, Any]:
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPERIMENTS_HOME", str(outputs))
-        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+        draw_nothing(patch)
         for example in examples:
             exec(compile(example.replace("PATH", str(drawn)), "docs/notebooks.md", "exec"), names)
     return names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +53,10 @@ OTHERS = (
 )  # fmt: skip
 
 
+# Those whose features are computed in the fast tests; of the others, what is built is.
+SMALL = ("mobilenet_v2", "vgg16")
+
+
 class Built(NamedTuple):
     name: str
     config: Config
@@ -89,9 +92,20 @@ def built(config: Config) -> Built:
     return Built(config.model.name, config, backbone)
 
 
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in SMALL else pytest.mark.slow) for name in MODULES],
+)
+def application(request: pytest.FixtureRequest) -> Built:
+    return built(read(request.param))
+
+
 @pytest.fixture(scope="module", params=MODULES)
-def application(request: pytest.FixtureRequest) -> Iterator[Built]:
-    yield built(read(request.param))
+def untrained(request: pytest.FixtureRequest) -> Built:
+    """Return a shipped backbone for images of its own size, as Keras makes it."""
+    config = read(request.param, size=shipped("model")[request.param]["native_size"])
+    keras.utils.clear_session()
+    return Built(request.param, config, build_backbone(config, None))
 
 
 def images(size: int = SIZE, count: int = 2) -> np.ndarray:
@@ -127,33 +141,32 @@ def test_split_at_each_stage_and_rejoined(application: Built) -> None:
     assert_split_and_rejoined(application.backbone)
 
 
-def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(application: Built) -> None:
-    model = application.backbone.model
+def test_the_last_stage_is_that_of_the_paper_and_exactly_it_is_trained(untrained: Built) -> None:
+    model = untrained.backbone.model
     trained = {
         id(weight)
-        for weight in network.split_network(application.backbone, 1, "average").trainable_part.trainable_weights
+        for weight in network.split_network(untrained.backbone, 1, "average").trainable_part.trainable_weights
     }
     expected = {
         id(weight)
         for layer in model.layers
         for weight in layer.trainable_weights
-        if layer.name.startswith(LAST_STAGE[application.name])
+        if layer.name.startswith(LAST_STAGE[untrained.name])
     }
     assert trained == expected and trained
-    for unfrozen in range(1, len(application.backbone.stages) + 1):
-        prefix, suffix, _ = network.split_network(application.backbone, unfrozen, "average")
+    for unfrozen in range(1, len(untrained.backbone.stages) + 1):
+        prefix, suffix, _ = network.split_network(untrained.backbone, unfrozen, "average")
         assert len(prefix.weights) + len(suffix.weights) == len(model.weights)
     assert not prefix.weights, "all of it"
 
 
-def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(application: Built) -> None:
-    preprocessed = keras.Model(
-        application.backbone.model.inputs[0], stages.find_stages(application.backbone.model)[0].entering
-    )
-    expected = imagenet_utils.preprocess_input(images(), mode=MODULES[application.name][1])
-    if application.name == "resnet50":  # whose first stage starts with padding, which is not preprocessing
-        assert preprocessed.output_shape[1:3] == (SIZE, SIZE)
-    np.testing.assert_allclose(preprocessed(images()), expected, rtol=1e-5, atol=1e-4)
+def test_what_enters_the_network_is_what_imagenet_weights_were_trained_on(untrained: Built) -> None:
+    model = untrained.backbone.model
+    preprocessed, size = keras.Model(model.inputs[0], stages.find_stages(model)[0].entering), model.input_shape[1]
+    expected = imagenet_utils.preprocess_input(images(size), mode=MODULES[untrained.name][1])
+    if untrained.name == "resnet50":  # whose first stage starts with padding, which is not preprocessing
+        assert preprocessed.output_shape[1:3] == (size, size)
+    np.testing.assert_allclose(preprocessed(images(size)), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(application: Built) -> None:
@@ -169,6 +182,7 @@ def test_the_features_are_those_of_keras_network_behind_its_own_preprocessing(ap
     np.testing.assert_allclose(ours(images(), training=False), expected, atol=2e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("application", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
 def test_a_saved_model_predicts_the_same(application: Built, tmp_path: Path) -> None:
     """They bring layers of their own, and constants."""
@@ -181,6 +195,7 @@ def test_a_saved_model_predicts_the_same(application: Built, tmp_path: Path) -> 
     np.testing.assert_allclose(loaded(images()), model(images()), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("application", ["convnext_tiny", "efficientnet_v2_b0"], indirect=True)
 def test_identity_does_not_follow_what_this_process_built_before(application: Built) -> None:
     """Their rescaling, sums and last normalisation have no names but a counter's."""
@@ -218,10 +233,10 @@ def test_another_network_by_a_yaml(
     assert_split_and_rejoined(built(read("mine", tmp_path, size)).backbone, *names)
 
 
+@pytest.mark.slow  # tests/models/test_network.py has it for small graphs
 @pytest.mark.parametrize("target, size, name, possible", [
     ("InceptionV3", 75, "mixed9", r"unfrozen_blocks=[a-z0-9_]+\. Received: mixed9"),
-    pytest.param("NASNetMobile", 32, "normal_conv_1_1", r"unfrozen_blocks=[a-z0-9_]+\. Received: normal_conv_1_1",
-                 marks=pytest.mark.slow),
+    ("NASNetMobile", 32, "normal_conv_1_1", r"unfrozen_blocks=[a-z0-9_]+\. Received: normal_conv_1_1"),
 ])  # fmt: skip
 def test_a_network_that_cannot_be_split_there_names_where_it_can(
     target: str, size: int, name: str, possible: str, tmp_path: Path
@@ -257,11 +272,11 @@ def check_row(name: str, model: keras.Model, golden: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*MODULES, "convnet"])
-def test_the_stages_of_shipped_backbones_are_those_of_the_table(name: str, request: pytest.FixtureRequest) -> None:
-    config = read(name, size=shipped("model")[name]["native_size"])
-    keras.utils.clear_session()
-    check_row(name, build_backbone(config, None).model, request.config.getoption("--golden"))
+@pytest.mark.parametrize("untrained", [*MODULES, "convnet"], indirect=True)
+def test_the_stages_of_shipped_backbones_are_those_of_the_table(
+    untrained: Built, request: pytest.FixtureRequest
+) -> None:
+    check_row(untrained.name, untrained.backbone.model, request.config.getoption("--golden"))
 
 
 @pytest.mark.slow

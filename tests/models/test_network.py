@@ -132,7 +132,8 @@ def test_forward_is_the_output_of_the_model_and_where_it_normalises_its_weights_
     }.items() for count, first in enumerate(firsts)]
     + [("vgg16", "all", "pixels"), ("vgg16", "block1", "pixels"), ("vgg16", "block5_conv2", "block5_conv2"),
        ("convnet", "block2", "block2_conv")]
-    + [("mobilenet_v2", f"block_{number}", f"block_{number}_expand") for number in range(1, 17)],
+    + [pytest.param("mobilenet_v2", f"block_{number}", f"block_{number}_expand",
+                    marks=[] if number in (1, 10) else pytest.mark.slow) for number in range(1, 17)],
 )  # fmt: skip
 def test_split_at_every_stage_and_block(
     backbones: dict[str, Backbone], name: str, unfrozen: int | str, first: str

@@ -20,7 +20,7 @@ def numbers(*shape: int) -> tf.Tensor:
     return tf.constant(np.random.default_rng(sum(shape)).normal(size=shape), tf.float32)
 
 
-@pytest.mark.parametrize("height, width", [(8, 12), (9, 7)])
+@pytest.mark.parametrize("height, width", [pytest.param(8, 12, marks=pytest.mark.slow), (9, 7)])
 def test_results_and_gradients_are_those_of_direct_sums(height: int, width: int) -> None:
     inputs, kernel, wanted = numbers(3, height, width, 5), numbers(3, 3, 5, 4), numbers(3, height, width, 4)
 

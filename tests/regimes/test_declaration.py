@@ -142,6 +142,7 @@ def test_a_winner_is_evaluated_with_its_weights_if_its_regime_declares_them(
         assert (evaluated / file).read_bytes() == (trained / file).read_bytes(), file
 
 
+@pytest.mark.slow  # `fit` resumes in tests/training/test_fit.py
 def test_an_own_regime_resumes_to_the_bit(
     given: Callable[[str], tuple[str, ...]], config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -8,8 +8,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -392,6 +394,23 @@ def _extracts_into(results: Any, outputs: Path, together: Any) -> None:
     results.put(_extracts(outputs, together))
 
 
+def test_extractions_at_the_same_time_share_the_work(tmp_path: Path) -> None:
+    """By two threads; the locks are those of processes."""
+    components, images, together = tiny(tmp_path), images_of(), threading.Barrier(2)
+
+    def extracted(reported: Told) -> list[float]:
+        together.wait(60)
+        return [float(table[:].sum()) for table in extract(components, wants, reported)]
+
+    wants, reported = wants_of(components, images), (Told(), Told())
+    with ThreadPoolExecutor(2) as threads:
+        sums, same = threads.map(extracted, reported)
+    assert sorted(sum(each.steps) for each in reported) == [0, 3 * COUNT], "the second found everything there"
+    assert sums == same
+    assert len(contents(tmp_path)) == 12
+
+
+@pytest.mark.slow
 def test_processes_that_want_the_same_share_the_work(tmp_path: Path) -> None:
     """By this process and another one."""
     context = multiprocessing.get_context("spawn")

@@ -195,7 +195,7 @@ def test_bottleneck_trains_the_head_only(once: Callable[..., Done], name: str) -
 @pytest.mark.parametrize(
     "name, unfrozen, views",
     [
-        ("normalised", 1, 0), ("normalised", 2, 1), ("normalised", 1, 2),
+        ("normalised", 1, 0), pytest.param("normalised", 2, 1, marks=pytest.mark.slow), ("normalised", 1, 2),
         ("normalised", "all", 1),
         *(pytest.param("mobilenet_v2", *given, marks=pytest.mark.slow) for given in ((1, 2), (2, 0), ("block_16", 1))),
     ],
@@ -374,7 +374,9 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("pattern", ["cache/heads/*/arrays.npz", "cache/activations/*/*/array.npy"])
+@pytest.mark.parametrize("pattern", [
+    "cache/heads/*/arrays.npz", pytest.param("cache/activations/*/*/array.npy", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_damage_in_the_cache_is_reported_and_repaired(
     first: Done, small: Callable[..., Done], store: Path, caplog: pytest.LogCaptureFixture, pattern: str
 ) -> None:
@@ -438,7 +440,8 @@ def three_classes(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield root
 
 
-@pytest.mark.parametrize("regime", ["scratch", pytest.param("finetune", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_experiments.py has them with another loss
+@pytest.mark.parametrize("regime", ["scratch", "finetune"])
 def test_three_classes(three_classes: Path, tmp_path: Path, regime: str) -> None:
     done = run_regime(
         three_classes, tmp_path, *NETWORKS["convnet"], f"regime={regime}", "augmentation=light", "epochs=10",

@@ -20,8 +20,8 @@ def read(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("regime, unfrozen", [
-    pytest.param("scratch", 1, marks=pytest.mark.slow), ("bottleneck", 1), ("finetune", 1),
-    pytest.param("finetune", "all", marks=pytest.mark.slow),
+    *(pytest.param(regime, 1, marks=pytest.mark.slow) for regime in ("scratch", "bottleneck")),
+    ("finetune", 1), pytest.param("finetune", "all", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_weights_of_a_job_give_the_scores_that_training_gives(
     regime: str,

@@ -94,7 +94,8 @@ def test_a_continued_run_equals_a_longer_one_though_killed_and_without_the_first
     assert [path.name for path in (longer / "checkpoints").glob("*/*")] == ["00004"]
 
 
-@pytest.mark.parametrize("regime", [pytest.param("scratch", marks=pytest.mark.slow), "finetune"])
+@pytest.mark.slow  # of a head it is above; tests/regimes/test_continued_state.py has the state that is taken over
+@pytest.mark.parametrize("regime", ["scratch", "finetune"])
 def test_a_continued_run_equals_a_longer_one(
     regime: str, run_here: Run, here: tuple[str, ...], outcome_of: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
     assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
 
 
+@pytest.mark.slow  # the state is in tests/regimes/test_continued_state.py
 def test_another_optimizer_starts_from_the_averaged_weights(
     run_here: Run, here: tuple[str, ...], tmp_path: Path
 ) -> None:

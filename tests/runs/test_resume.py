@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -24,50 +23,75 @@ from experiments.errors import ConfigError
 from experiments.reuse import resume
 from experiments.runs import run_directory
 from experiments.runs.curves import Curves
-from experiments.system.paths import default_outputs
 from experiments.tracking import liveness
 from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import EpochRecord
 
 SMALL = (
-    "data.image_size=48", "model.head.pooling=average", "batch_size=8", "runtime.threads=1", "tracking.log_model=false",
+    "data.image_size=48", "model.head.pooling=average", "batch_size=8", "tracking.log_model=false",
     "regime.head_epochs=4", "epochs=6", "early_stopping=4", "best_weights=true", "schedule=plateau",
     "model.weights=null",
 )  # fmt: skip
 
 
+# Each run is a child process, forked from one that has imported TensorFlow, and sends itself a signal after its third
+# epoch: the checkpoint holds the epoch, the curves and MLflow do not.
+PROGRAM = """
+import json, os, signal, sys
+from experiments import preload
+from experiments.runs.curves import Curves
+from experiments.train import main
+from experiments.training.checkpoints import Checkpoints
+add, Checkpoints.due = Curves.add, True  # after every epoch
+codes = []
+for number, arguments in json.loads(sys.argv[1]):
+    def stopping(self, record, number=number):
+        if record.epoch == 2:
+            os.kill(os.getpid(), number)
+        add(self, record)
+    child = os.fork()
+    if not child:
+        Curves.add, sys.argv[1:] = stopping, arguments
+        main()
+        sys.exit()
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
 class Place:
-    """A home for outputs, and runs of small drawn images in it as processes of their own."""
+    """A home for outputs, and runs of small drawn images in it."""
 
     def __init__(self, home: Path, root: Path) -> None:
         self.home, self.root = home, root
+        self.codes: dict[str, int] = {}  # with which the processes of runs ended
+        self.printed = ""
 
     @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.home}/mlflow.db"
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.home}/mlflow.db")
+
+    def folder(self, name: str) -> Path:
+        return self.home / "runs" / name
 
     def command(self, name: str, *overrides: str) -> list[str]:
-        return ["data=folder", f"data.root={self.root}", f"hydra.run.dir={self.home / 'runs' / name}",
-                *SMALL, *overrides]  # fmt: skip
+        return ["data=folder", f"data.root={self.root}", f"hydra.run.dir={self.folder(name)}", *SMALL,
+                "regime=scratch", *overrides]  # fmt: skip
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", *arguments],
-            env=os.environ | {"EXPERIMENTS_HOME": str(self.home)}, cwd=self.home, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_signals,
+    def stop(self, signals: dict[str, signal.Signals]) -> None:
+        """Train runs one after the other, which end by these signals."""
+        commands = json.dumps([(number, self.command(name)) for name, number in signals.items()])
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, commands], env=os.environ | {"EXPERIMENTS_HOME": str(self.home)},
+            cwd=self.home, text=True, capture_output=True, preexec_fn=heed_signals, timeout=300,
         )  # fmt: skip
-
-    def stop(self, process: subprocess.Popen[str], name: str, number: int, rows: int) -> str:
-        """Sends a signal once the curves have so many rows; what the process printed."""
-        curves = self.home / "runs" / name / "curves.csv"
-        while process.poll() is None and not (curves.exists() and len(curves.read_text().splitlines()) > rows):
-            time.sleep(0.01)
-        process.send_signal(number)
-        return process.communicate(timeout=120)[1]
+        assert done.returncode == 0, done.stderr
+        self.codes = dict(zip(signals, json.loads(done.stdout.splitlines()[-1]), strict=True))
+        self.printed = done.stderr
 
     def run(self, name: str) -> Any:
-        (found,) = mlflow.MlflowClient(self.uri).search_runs(["1"], f"attributes.run_name = '{name}'")
+        (found,) = self.client.search_runs(["1"], f"attributes.run_name = '{name}'")
         return found
 
 
@@ -78,9 +102,11 @@ def heed_signals() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    home = tmp_path_factory.mktemp("resume")
-    return Place(home, drawn)
+def stopped(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Runs that were stopped: `lost` and `died` by kill -9, and `ended` between them by SIGTERM."""
+    place = Place(tmp_path_factory.mktemp("resume"), drawn)
+    place.stop({"lost": signal.SIGKILL, "ended": signal.SIGTERM, "died": signal.SIGKILL})
+    return place
 
 
 class Died(BaseException):
@@ -88,43 +114,32 @@ class Died(BaseException):
 
 
 def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_not(
-    drawn: Path,
-    tmp_path: Path,
+    stopped: Place,
     run_here: Callable[..., None],
     outcome_of: Callable[[Path], dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of regime=scratch, in this process; tests/reliability kills processes, in all regimes."""
-    settings = [setting for setting in SMALL if not setting.startswith("runtime.threads")] + ["hydra/job_logging=none"]
+    """Of regime=scratch: first with its process, then in this one; tests/reliability has all regimes."""
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(stopped.home))
+    quiet = ("progress=none", "hydra/job_logging=none")
+    run_here(*stopped.command("whole", "tracking=none", *quiet))
+    add, folder = Curves.add, stopped.folder("died")
 
-    def command(name: str, *overrides: str) -> list[str]:
-        own = ["data=folder", f"data.root={drawn}", f"hydra.run.dir={tmp_path / 'runs' / name}"]
-        return [*own, *settings, "regime=scratch", "progress=none", *overrides]
-
-    run_here(*command("whole", "tracking=none"))
-    add, folder = Curves.add, tmp_path / "runs" / "died"
-
-    def dies(self: Curves, record: EpochRecord, epoch: int = 2) -> None:
-        if record.epoch == epoch:
+    def dies(self: Curves, record: EpochRecord) -> None:
+        if record.epoch == 4:
             raise Died
         add(self, record)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Curves, "add", dies)
-        patch.setattr(Checkpoints, "due", True)  # after every epoch
-        with pytest.raises(Died):
-            run_here(*command("died"))
+    assert stopped.codes["died"] == -signal.SIGKILL and stopped.run("died").info.status == "RUNNING"
     assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 2
     assert [path.name for path in sorted((folder / "checkpoints" / "scratch").iterdir())][-1] == "00003"
     with monkeypatch.context() as patch:
-        patch.setattr(Curves, "add", functools.partialmethod(dies, epoch=4))
+        patch.setattr(Curves, "add", dies)
         patch.setattr(Checkpoints, "due", False)  # epochs too short for one each
         with pytest.raises(Died):
             run_here(f"resume={folder}", "runtime.threads=null")
     assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 4
-    client = mlflow.MlflowClient(f"sqlite:///{default_outputs()}/mlflow.db")
-    (run,) = client.search_runs(["1"])
-    logged = client.get_metric_history(run.info.run_id, "loss")
+    logged = stopped.client.get_metric_history(stopped.run("died").info.run_id, "loss")
     assert [point.step for point in logged] == [0, 1, 2], "the fourth epoch is in no checkpoint"
     started: list[int | None] = []
 
@@ -134,56 +149,49 @@ def test_a_run_that_dies_between_checkpoint_and_curves_is_resumed_as_if_it_had_n
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "apply", apply)
-        run_here(*command("died", "resume=auto"))
+        run_here(*stopped.command("died", "resume=auto", *quiet))
     threads = json.loads((folder / "run.json").read_text())["threads"]
     assert started == [threads, threads], "before its identity is computed and before it goes on"
-    died, whole = outcome_of(folder), outcome_of(tmp_path / "runs" / "whole")
+    died, whole = outcome_of(folder), outcome_of(stopped.folder("whole"))
     assert {key for key in died | whole if died.get(key) != whole.get(key)} == set()
     facts = json.loads((folder / "run.json").read_text())
     assert facts["status"] == "FINISHED"
     assert [path.name for path in (folder / "checkpoints").glob("*/*")] == ["00006"], "the last one is kept"
-    (run,) = client.search_runs(["1"])
+    run = stopped.run("died")
     assert (run.info.run_id, run.info.status) == (facts["run_id"], "FINISHED")
     assert "failure" not in run.data.tags
     for key in ("loss", "validation_accuracy", "seconds", "phase"):
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        steps = [point.step for point in stopped.client.get_metric_history(run.info.run_id, key)]
         assert steps == list(range(len(whole["curves"]))), "every point, none twice"
     for key in ("validation.accuracy", "total_seconds"):
-        assert len(client.get_metric_history(run.info.run_id, key)) == 1
+        assert len(stopped.client.get_metric_history(run.info.run_id, key)) == 1
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run_here(f"resume={folder}")
     assert "nothing to resume" in printed.getvalue()
 
     # resume=auto continues this run only, so that its result is never that of another run.
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".h5")}
-    run_here(*command("died", "resume=auto"))
+    run_here(*stopped.command("died", "resume=auto", *quiet))
     with pytest.raises(SystemExit, match="was another run"):
-        run_here(*command("died", "resume=auto", "epochs=5"))
+        run_here(*stopped.command("died", "resume=auto", "epochs=5", *quiet))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert client.get_run(facts["run_id"]).info.status == "FINISHED"
+    assert stopped.client.get_run(facts["run_id"]).info.status == "FINISHED"
 
 
-def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(place: Place) -> None:
+def test_how_a_run_ends_is_in_its_status_exit_code_and_last_line(stopped: Place) -> None:
     """By kill -9, which the next start tells, and by SIGTERM; tests/reliability has the other endings."""
-    process = place.start(*place.command("lost", "regime=scratch", "epochs=500", "early_stopping=null"))
-    place.stop(process, "lost", signal.SIGKILL, rows=1)
-    assert process.returncode == -signal.SIGKILL
-    assert place.run("lost").info.status == "RUNNING"
-
-    process = place.start(*place.command("ended", "regime=scratch", "epochs=500", "early_stopping=null"))
-    printed = place.stop(process, "ended", signal.SIGTERM, rows=2)
-    assert process.returncode == 128 + signal.SIGTERM, printed
-    assert re.search(r"It stopped after epoch \d+ of phase scratch\nGo on with it: ", printed), printed
-    run, folder = place.run("ended"), place.home / "runs" / "ended"
+    assert (stopped.codes["lost"], stopped.codes["ended"]) == (-signal.SIGKILL, 128 + signal.SIGTERM), stopped.printed
+    assert re.search(r"It stopped after epoch \d+ of phase scratch\nGo on with it: ", stopped.printed), stopped.printed
+    run, folder = stopped.run("ended"), stopped.folder("ended")
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "Stopped: SIGTERM")
     assert json.loads((folder / "run.json").read_text())["status"] == "KILLED"
-    assert printed.rstrip().endswith(f"python -m experiments.train resume={folder}")
+    assert f"python -m experiments.train resume={folder}\n" in stopped.printed
     assert list((folder / "checkpoints" / "scratch").glob("[0-9]*"))
-    lost = place.run("lost")
+    lost = stopped.run("lost")
     assert lost.info.status == "KILLED" and "its process is gone" in lost.data.tags["failure"]
 
 
-def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
+def test_a_second_signal_ends_the_process_at_once() -> None:
     program = (
         "import os, signal, time\nfrom experiments.system import signals\nsignals.install()\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
@@ -195,7 +203,7 @@ def test_a_second_signal_ends_the_process_at_once(place: Place) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_signals_that_arrive_together_are_one_stop(place: Place) -> None:
+def test_signals_that_arrive_together_are_one_stop() -> None:
     """Ctrl-C reaches a sweep's jobs from the terminal, and SIGTERM from the sweep's process at the same moment."""
     program = (
         "import os, signal\nfrom experiments.system import signals\nsignals.install()\n"
@@ -209,7 +217,7 @@ def test_signals_that_arrive_together_are_one_stop(place: Place) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
 
 
-def test_a_signal_whose_exception_is_dropped_takes_effect_at_the_next_step(place: Place) -> None:
+def test_a_signal_whose_exception_is_dropped_takes_effect_at_the_next_step() -> None:
     program = (
         "import os, signal, sys\nfrom rich.console import Console\nfrom experiments.system import progress, signals\n"
         "signals.install()\n"

@@ -12,10 +12,12 @@ import tensorflow as tf
 from experiments.training.compiled_updates import compile_updates, only_cpus
 
 
-@pytest.mark.parametrize(
-    "name",
-    ("SGD", "RMSprop", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Muon"),
-)
+# The first are those of conf/optimizer.
+@pytest.mark.parametrize("name", [
+    "SGD", "RMSprop", "Adam", "AdamW", "Adagrad",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Lamb", "Muon")),
+])  # fmt: skip
 def test_updates_compiled_in_one_are_the_optimizers_own(name: str) -> None:
     """Of a variable that is large and one that is left to Keras, in three steps."""
     rng = np.random.default_rng(0)

@@ -67,7 +67,8 @@ def start(folder: Path, drawn: Path, cases: Mapping[str, Sequence[str]]) -> Ran:
     common = [
         "data=folder", f"data.root={drawn}", "data.image_size=48", "tracking=none", "progress=none", "epochs=2",
         "batch_size=10", "regime.head_epochs=2", "regime.views=2", "model.weights=null", "model.head.pooling=average",
-        "model.head.dropout=0", "evaluate.test=false", f"outputs={folder}",
+        "model.head.dropout=0", "evaluate.test=false", f"outputs={folder}", "model.layers.block1.filters=8",
+        "model.layers.block2.filters=8", "model.layers.block3.filters=8",
     ]  # fmt: skip
     lines = {name: [*common, *case, f"hydra.run.dir='{folder}/{name}'"] for name, case in cases.items()}
     done = subprocess.run(

@@ -94,7 +94,7 @@ def keras_plateau(values: Sequence[float], lr: float, mode: str, **options: Any)
 
 def test_plateau_is_keras_s_callback_on_random_values() -> None:
     lowered = stopped = rested = 0
-    for seed in range(400):
+    for seed in range(200):
         rng = np.random.default_rng(seed)
         options: dict[str, Any] = {
             "factor": float(rng.choice([0.1, 0.5, 0.9])),
@@ -167,7 +167,7 @@ def test_a_phase_has_the_rates_of_its_schedule(overrides: list[str], expected: l
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("monitor", ["validation_loss", "validation_accuracy"])
+@pytest.mark.parametrize("monitor", [pytest.param("validation_loss", marks=pytest.mark.slow), "validation_accuracy"])
 def test_a_run_s_plateau_is_keras_s_on_its_own_curve(monitor: str, config: Read) -> None:
     settings = ("schedule=plateau", "schedule.warmup=2", "schedule.patience=2", f"monitor={monitor}", "epochs=14",
                 "optimizer=sgd", "optimizer.lr=20")  # fmt: skip
