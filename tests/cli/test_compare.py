@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -372,9 +373,27 @@ def test_the_terminal_shows_it_whole(uri: str, width: int) -> None:
     assert "read by 2 only: regime.views=4" in text and "regime  scratch  finetune" in text
 
 
+def test_a_name_that_the_table_has_no_room_for_is_printed_whole_above_it(uri: str) -> None:
+    comparison = of(uri, "scratch0", "scratch1", "tuned0", "tuned1")
+    labels = (("optimizer.weight_decay=0.0001234",), ("optimizer.weight_decay=0.0004321", "model.head.dropout=0.25"))
+    text = printed(replace(comparison, labels=labels), 80)
+    above, _, table = text.partition("accuracy on")
+    assert above.splitlines()[:2] == [f"{at} {' '.join(label)}" for at, label in enumerate(labels, 1)]
+    assert [line.split()[0] for line in table.splitlines()[1:] if "% [" in line] == ["1", "2"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_many_rows_are_listed_by_value(uri: str) -> None:
     text = printed(of(uri, "scratch0", "tuned0", "adam", "nearly", "job1"))
     assert "optimizer rmsprop 1 2 5" in [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_values_that_columns_have_no_room_for_are_listed_by_value(uri: str) -> None:
+    comparison = of(uri, "scratch0", "tuned0", "adam")
+    wide = [replace(group, params={**group.params, "data.classes": f"['tulips', 'roses', 'daisy{at}']"})
+            for at, group in enumerate(comparison.groups)]  # fmt: skip
+    text = printed(replace(comparison, groups=tuple(wide)), 80)
+    assert "data.classes ['tulips', 'roses', 'daisy1'] 2" in [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_the_end_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,15 @@ def test_metrics_are_tables_of_a_few_columns_and_equal_columns_are_shown_once() 
     assert first[0] == ["run", "loss ↓", "ROC AUC ↑", "precision ↑", "recall ↑", "F1 ↑", "Brier score ↓"]
     assert second[0] == ["run", "calibration error ↓", "Matthews correlation ↑"]
     assert second[1][1:] == ["0.100", "-0.200"]
+
+
+def test_shares_that_are_equal_but_for_floating_point_error_do_not_differ() -> None:
+    options: Any = {"classes": "abcd", "labels": "c" * 10}
+    several = [
+        evaluated("a", found, seed, **options) for seed, found in enumerate(("accccccccd", "bccccccccd", "cccccccccd"))
+    ]
+    both = comparison(several, [evaluated("b", "cccccccccd", **options)])
+    found = compare_classes(both)
+    assert 0.1 != found.share(0, (2, 3)) == pytest.approx(0.1)
+    (row,) = (row for row in by_class.confusion_table(both, found) if row[0] == "c → d")
+    assert row == ["c → d", "1 (10.0%)", "1 (10.0%) +0.0"]

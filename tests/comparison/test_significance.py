@@ -19,6 +19,7 @@ from experiments.comparison.significance import (
     tango,
     unpaired_difference,
 )
+from experiments.comparison.text import difference_sentence
 from experiments.evaluation.statistics import Spread
 
 
@@ -175,15 +176,22 @@ def of(*counts: int, seeds: str = "012", first: int = 0, folds: int = 0) -> Scor
 
 def test_runs_are_compared_as_settings_only_where_both_have_several() -> None:
     found = compare_runs(of(20, 22, 24), of(34, 36, 38))
-    assert found.about_setting and found.runs == (3, 3) and found.by_seed == pytest.approx([0.35] * 3)
+    assert (
+        found.about_setting
+        and found.runs == (3, 3)
+        and not found.some_seeds
+        and found.by_seed == pytest.approx([0.35] * 3)
+    )
     found = compare_runs(of(20, 22, 24), of(38, seeds="2"))
     assert not found.about_setting and found.value == pytest.approx(14 / 40), "the same seed on both sides"
+    assert found.some_seeds and ", 40 images, one seed of each)" in difference_sentence("b", "a", found)
     found = compare_runs(of(20, 22, 24), of(34, 36, seeds="34"))
     assert (
         found.about_setting and found.runs == (3, 2) and found.by_seed == () and found.value == pytest.approx(13 / 40)
     )
     found = compare_runs(of(20, 22, 24), of(34, 36, seeds="12"))
     assert found.runs == (2, 2) and found.value == pytest.approx(12 / 40), "the seeds that both have"
+    assert found.some_seeds and ", 40 images, the 2 seeds that both have)" in difference_sentence("b", "a", found)
     found = compare_runs(of(20, folds=4), of(34, folds=4))
     assert found.source == "folds" and found.about_setting
     assert not compare_runs(of(20, 22, folds=4), of(34, 36, folds=2)).about_setting, "not the same training sets"

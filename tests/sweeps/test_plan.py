@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
+from rich.console import Console
 
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, sweeper, terminal
@@ -40,6 +42,20 @@ def context() -> Iterator[HydraContext]:
 def test_a_plan_has_a_duration_of_seconds_or_minutes(runs: int, text: str) -> None:
     inspection = Inspection([], features_missing=False, seconds=8.0, held_out=False)
     assert terminal.duration(inspection, runs, slots=2) == [f"  {text}: runs like these took 8 s"]
+
+
+@pytest.mark.parametrize("width, table", [
+    (80, [["1", "lr=0.00047643", "78.8%", "[71.4,", "84.8]", "2", "20", "1000,1001"],
+          ["head.dropout=0.099983"], ["unfrozen_blocks=1"]]),
+    (100, [["1", "0.00047643", "0.099983", "1", "78.8%", "[71.4,", "84.8]", "2", "20", "1000,1001"]]),
+])  # fmt: skip
+def test_the_table_of_a_summary_is_wrapped_between_values(width: int, table: list[list[str]], tmp_path: Path) -> None:
+    keys = ["optimizer.lr", "model.head.dropout", "regime.unfrozen_blocks"]
+    row = ["1", "0.00047643", "0.099983", "1", "78.8% [71.4, 84.8]", "2", "20", "1000,1001", ""]
+    lines = [["", *keys, "accuracy", "runs", "seconds", "jobs", ""], row]
+    console = Console(width=width, record=True, file=io.StringIO())
+    terminal.show_summary(console, {"table": lines, "objective": "accuracy", "sentences": [], "failures": []}, tmp_path)
+    assert [line.split() for line in console.export_text().splitlines() if line.strip()][2:-1] == table
 
 
 @pytest.mark.parametrize("objective, target, allowed", [

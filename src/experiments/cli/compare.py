@@ -15,6 +15,7 @@ from experiments.system.paths import tracking_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from experiments.comparison.class_differences import ClassComparison
     from experiments.comparison.comparison import Comparison
@@ -109,26 +110,31 @@ def in_mlflow(runs: Sequence[str]) -> tuple[list[str | Path], list[str]]:
 
 
 def show(console: Console, comparison: Comparison, classes: ClassComparison) -> None:
-    """Print a comparison on a terminal of 100 columns."""
+    """Print a comparison; names that the table of scores has no room for are printed above it."""
     from experiments.comparison import text as comparison_text
+    from experiments.system.progress import fits
 
     images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
     title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
     scores = comparison_text.score_table(comparison)
     for row in scores[1:]:
         row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # one key per line
+    if not fits(console, made(scores)):
+        for name in comparison.names:
+            console.print(name)
+        console.print()
+        scores = numbered(scores)
     table(console, scores, title)
     metrics = comparison_text.metric_table(comparison, BRIEF)
     if len(metrics[0]) > 1:
-        table(console, [[line[0].split(" ")[0], *line[1:]] for line in metrics])
+        table(console, numbered(metrics))
     show_classes(console, comparison, classes)
     if len(comparison.groups) > 1:
         valued, unread = comparison_text.configuration_tables(comparison)
-        if len(comparison.groups) > MOST_COLUMNS:
-            valued = by_value(valued)
+        columns, by_values = shortened(valued), shortened(by_value(valued))
+        is_wide = len(comparison.groups) > MOST_COLUMNS or not fits(console, made(columns, numbers=False))
         if len(valued) > 1:
-            valued = [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in row] for row in valued]
-            table(console, valued, "what differs in configuration", numbers=False)
+            table(console, by_values if is_wide else columns, "what differs in configuration", numbers=False)
         for line in comparison_text.unread_keys(unread):
             console.print(line)
         console.print()
@@ -153,6 +159,10 @@ def show_classes(console: Console, comparison: Comparison, found: ClassCompariso
         table(console, pairs, "confused images (share of the class), difference of the shares in points")
 
 
+def shortened(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[cell if len(cell) <= LONGEST else f"{cell[: LONGEST - 1]}…" for cell in line] for line in lines]
+
+
 def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the configuration differences of many groups: a row per value, with the numbers of the groups with it."""
     lines = [["key", "value", "of"]]
@@ -163,13 +173,23 @@ def by_value(differing: Sequence[Sequence[str]]) -> list[list[str]]:
     return lines
 
 
-def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
-    """Print a table whose first column is wrapped; the other columns are wrapped as well unless they hold numbers."""
-    from experiments.system.progress import plain_table
+def numbered(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a table of groups with their numbers only, without their names."""
+    return [[line[0].split()[0], *line[1:]] for line in lines]
 
+
+def table(console: Console, lines: Sequence[Sequence[str]], title: str | None = None, numbers: bool = True) -> None:
+    """Print a table; see `made`."""
     if title:  # printed apart, because rich wraps a table's own title to the table's width
         console.print(title, style="italic", highlight=False)
-    made = plain_table(lines[0], lines[0][1:] if numbers else (), pad_edge=False)
+    console.print(made(lines, numbers))
+
+
+def made(lines: Sequence[Sequence[str]], numbers: bool = True) -> Table:
+    """Return a table whose first column is wrapped; the other columns are wrapped as well unless they hold numbers."""
+    from experiments.system.progress import plain_table
+
+    table = plain_table(lines[0], lines[0][1:] if numbers else (), pad_edge=False)
     for line in lines[1:]:
-        made.add_row(*line)
-    console.print(made)
+        table.add_row(*line)
+    return table

@@ -169,7 +169,7 @@ def confusion_table(comparison: Comparison, found: ClassComparison, most: int = 
         for at in range(min(len(found.confusion), MOST_GROUPS)):
             share = found.share(at, pair)
             cell = "–" if math.isnan(share) else f"{found.confusion[at][pair]:.3g} ({share:.1%})"
-            difference = share - found.share(0, pair)
+            difference = round(share - found.share(0, pair), 12)  # equal shares may differ by floating-point error
             row.append(cell if at == 0 or math.isnan(difference) else f"{cell} {signed(difference)}")
         rows.append(row)
     return [["true → predicted", *map(str, range(1, min(len(comparison.groups), MOST_GROUPS) + 1))], *rows]

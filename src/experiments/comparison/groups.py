@@ -56,11 +56,13 @@ def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | N
         scores: those of the same runs if the metric is a mean over images: the interval is then over images, and over
             seeds or folds if there are several. If None, it is over seeds or folds only, for these images, and the
             metric lies in [lowest, 1].
+        lowest: the lowest value of the metric, below which no interval reaches.
     """
     mean = float(np.mean([value for *_, value in values]))
     if scores is not None:
         found = scores.interval() if len(scores.images) > 1 else Interval(mean)
-        return Interval(mean, mean - found.value + found.low, mean - found.value + found.high)
+        low = float(np.maximum(lowest, mean - found.value + found.low))
+        return Interval(mean, low, mean - found.value + found.high)
     by_fold = len({fold for _, fold, _ in values}) > 1
     repeats: dict[str, list[float]] = {}
     for seed, fold, value in values:

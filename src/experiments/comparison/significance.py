@@ -34,6 +34,7 @@ class Difference:
     paired: bool = True  # whether both sides were evaluated on the same images
     partly: bool = False  # whether a side was also evaluated on images that the other lacks, which are not compared
     runs: tuple[int, int] = (1, 1)  # number of seeds of either side
+    some_seeds: bool = False  # whether a side has further seeds, which are not compared
     by_seed: tuple[float, ...] = ()  # the difference for each seed that both sides have, if there are several
     spread: Spread | None = field(default=None, repr=False)  # of `value`; None for accuracies of two trained models
 
@@ -109,7 +110,8 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
         chosen = [None if least > 1 or all(folds) else list(side.by_seed)[:1] for side in (first, other)]
         a, b = first.matrix(images[0], chosen[0]), other.matrix(images[1], chosen[1])
         found = unpaired_difference(a, b, folds=folds if all(folds) else (None, None))
-        return replace(found, paired=False, runs=(len(a), len(b)))
+        some_seeds = len(a) < len(first.by_seed) or len(b) < len(other.by_seed)
+        return replace(found, paired=False, runs=(len(a), len(b)), some_seeds=some_seeds)
     folded = first.folds_of(common)
     if folded != other.folds_of(common):
         folded, least = None, 1
@@ -121,7 +123,8 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     found = difference(a, b, folds=folded, matched_seeds=matched)
     by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if matched else ()
     partly = len(common) < max(len(first.images), len(known))
-    return replace(found, partly=partly, runs=(len(a), len(b)), by_seed=by_seed)
+    some_seeds = len(a) < len(first.by_seed) or len(b) < len(other.by_seed)
+    return replace(found, partly=partly, runs=(len(a), len(b)), some_seeds=some_seeds, by_seed=by_seed)
 
 
 def difference(

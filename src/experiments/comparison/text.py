@@ -139,7 +139,10 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
     if found.about_setting:
         a, b = found.runs
         runs = f", {a} {'seed' if a == 1 else 'seeds'} of each" if a == b else f", {a} and {b} seeds"
+        runs = f", the {a} seeds that both have" if found.some_seeds else runs
         runs += ", in folds" if found.source == "folds" else ""
+    elif found.some_seeds:
+        runs = ", one seed of each"
     text += f" (95 % interval {bounds}, {p_text(found.p_value)}, {images}{runs})"
     result = "significantly different" if found.significant else "not significantly different"
     if found.about_setting:
@@ -205,9 +208,10 @@ def paired_table(comparison: Comparison) -> list[list[str]]:
     for name, found in zip(comparison.names, comparison.differences, strict=True):
         if found is None:
             continue
-        images = f"{found.images:,} images" + " in common" * found.partly
+        images = f"{found.images:,} images" + " in common" * found.partly if found.paired else "other images"
+        seeds = f", {found.runs[0]} seeds in common" if found.about_setting else ", one seed"
         lines.append([
-            name, "the setting" if found.about_setting else "two models", images if found.paired else "other images",
+            name, "the setting" if found.about_setting else "two models", images + seeds * found.some_seeds,
             *("" if count is None else str(count) for count in (found.only_a, found.only_b)),
             ", ".join(signed(value) for value in found.by_seed), "" if found.needed is None else rounded(found.needed),
         ])  # fmt: skip

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from experiments.runs.candidate_runs import REPEATS
-from experiments.sweeps.plan import Inspection, Job, format_short, short_keys
-from experiments.system.progress import plain_table
+from experiments.sweeps.plan import Inspection, Job, format_short, format_values, short_keys
+from experiments.system.progress import fits, plain_table
 from experiments.training.types import Status
 
 
@@ -65,13 +66,28 @@ def job_line(job: Job, objective: str, score: float | None) -> str:
     return "  ".join([line, *label, format_short(job.values), *job.reason.splitlines()[:1]])
 
 
+def summary_table(lines: Sequence[Sequence[str]], objective: str) -> Table:
+    """Return the candidates as a table; its scores are not wrapped."""
+    table = plain_table(lines[0], [objective])
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def joined(lines: Sequence[Sequence[str]], objective: str) -> list[list[str]]:
+    """Return a table with the swept values in one column, which is wrapped between values where it is narrow."""
+    header, *rows = lines
+    at = header.index(objective)
+    values = (dict(zip(header[1:at], row[1:at], strict=True)) for row in rows)
+    texts = [format_values({key: value for key, value in each.items() if value}) for each in values]
+    return [[header[0], "values", *header[at:]], *([row[0], t, *row[at:]] for row, t in zip(rows, texts, strict=True))]
+
+
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """Print a summary, the content of summary.json."""
-    header, *rows = summary["table"]
-    table = plain_table(short_keys(header), [summary["objective"]])
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    objective, lines = summary["objective"], [short_keys(summary["table"][0]), *summary["table"][1:]]
+    table = summary_table(lines, objective)
+    console.print(table if fits(console, table) else summary_table(joined(lines, objective), objective))
     for sentence in summary["sentences"]:
         console.print(sentence, soft_wrap=True)
     for text in summary["failures"]:

@@ -5,6 +5,7 @@ Progress is shown as bars on a terminal; elsewhere, as in a log file, as a few l
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ def plain_table(columns: Sequence[str], numbers: Collection[str], **options: Any
         is_number = name in numbers
         table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     return table
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Return whether a console is wide enough for a table without wrapped cells."""
+    unlimited = console.options.update(max_width=sys.maxsize)
+    return console.measure(table, options=unlimited).maximum <= console.width
 
 
 class PlainConsole(Console):
