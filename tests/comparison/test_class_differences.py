@@ -178,3 +178,11 @@ def test_shares_that_are_equal_but_for_floating_point_error_do_not_differ() -> N
     assert 0.1 != found.share(0, (1, 3)) == pytest.approx(0.1)
     (row,) = (row for row in by_class.confusion_table(both, found) if row[0] == "b → d")
     assert row == ["b → d", "1 (10.0%)", "1 (10.0%) +0.0"]
+
+
+def test_classes_that_are_compared_on_common_images_only_are_marked(two: Comparison) -> None:
+    first, second = two.groups[0].evaluated[0], two.groups[1].evaluated[0]
+    fewer = replace(second, predictions=dict(list(second.predictions.items())[2:]))
+    found = compare_classes(comparison([first], [fewer]))
+    assert by_class.shown_of(found, 3) == ", compared on the images in common"
+    assert by_class.shown_of(compare_classes(two), 3) == ""

@@ -176,11 +176,13 @@ def confusion_table(comparison: Comparison, found: ClassComparison, most: int = 
 
 
 def shown_of(found: ClassComparison, most: int) -> str:
-    """Return what the title of a table of classes adds if it does not show all of them."""
-    if len(found.names) <= most:
-        return ""
-    which = "largest differences" if len(found.confusion) > 1 else "lowest recall"
-    return f": the {most} of {len(found.names)} with the {which}"
+    """Return what the title of a table of classes adds if it does not show all of them, or not on all their images."""
+    text = ""
+    if len(found.names) > most:
+        which = "largest differences" if len(found.confusion) > 1 else "lowest recall"
+        text = f": the {most} of {len(found.names)} with the {which}"
+    compared = (result.difference for results in found.results for result in results if result.difference)
+    return text + ", compared on the images in common" * any(difference.partly for difference in compared)
 
 
 def decision_sentence(comparison: Comparison) -> str:
