@@ -337,12 +337,30 @@ def test_a_rung_on_the_best_one_is_run_although_its_run_is_also_that_of_another(
     assert [round(job.config.optimizer.lr, 2) for job in done] == [0.01, 0.05, 0.06]
 
 
+def test_jobs_and_the_winner_s_final_run_are_those_that_were_planned_though_files_change(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    text = "defaults: [config, _self_]\nepochs: 2\n"
+    (mine / "own.yaml").write_text(text)
+
+    def changed(*arguments: Any) -> None:
+        (mine / "own.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+        trained.run(*arguments)
+
+    monkeypatch.setattr(scheduler, "run_jobs", changed)
+    jobs = trained("seed=0,1", "-cn", "own", "--config-dir", str(mine))
+    assert [job.config.epochs for job in jobs] == [2] * 4, "the winner's two as well"
+
+
 # -- in processes of their own
 
 
-@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
 def test_jobs_run_what_was_planned_though_files_change(
-    again: bool, drawn: Path, own_outputs: Path, tmp_path: Path, start_sweep: Callable[..., Callable[[], Any]]
+    again: bool, drawn: Path, own_outputs: Path, tmp_path: Path, start_sweep: Callable[..., Any]
 ) -> None:
     """Of a configuration of one's own; `again`: after MLflow runs were deleted, and the sweep's marked as lost."""
     mine = tmp_path / "mine"
@@ -356,12 +374,12 @@ def test_jobs_run_what_was_planned_though_files_change(
         "-cn", "own", "--config-dir", str(mine), "data=folder", f"data.root={drawn}", "regime=bottleneck",
         "runtime.threads=1", "seed=0,1", "tracking.log_model=false",
     )  # fmt: skip
-    finish = start_sweep(*command)
+    started = start_sweep(*command)
     deadline = time.monotonic() + 120
     while not list(own_outputs.glob("sweeps/*/0/.hydra")) and time.monotonic() < deadline:
         time.sleep(0.02)
     (mine / "own.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
-    done = finish()
+    done = started.finish()
     assert done.returncode == 0, done.stdout
     (folder,) = own_outputs.glob("sweeps/*")
     epochs = {path.parent.name: len(path.read_text().splitlines()) - 1 for path in folder.glob("*/curves.csv")}
@@ -384,7 +402,7 @@ def test_jobs_run_what_was_planned_though_files_change(
     client.set_tag(parent, "failure", "its process is gone")
     client.delete_run(runs[0].info.run_id)
     client.delete_run(runs[2].info.run_id)
-    done = start_sweep(*command)()
+    done = start_sweep(*command).finish()
     assert done.returncode == 0, done.stdout
     assert "2 jobs, 1 to run, 1 already finished" in done.stdout
     for number in (0, 2):

@@ -1,13 +1,11 @@
-"""Searches: trials that are resumed, shared and pruned."""
+"""Searches: trials that are resumed, shared and pruned. test_sweeps.py has a whole one."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +29,9 @@ optuna = pytest.importorskip("optuna", reason="the extra `search` is not install
 from experiments.sweeps.search import study as studies  # noqa: E402 - imports Optuna
 from experiments.sweeps.search import trials  # noqa: E402 - imports Optuna
 
-TINY = (
-    "regime=bottleneck", "tracking=none", "progress=none", "data.per_class={train: 6, validation: 6, test: 0}",
-    "data.size=32", "data.image_size=64", "runtime.threads=1", "epochs=3",
-)  # fmt: skip
+
+def states(study: Any) -> list[str]:
+    return [trial.state.name for trial in study.trials]
 
 
 def over(*arguments: str, **defaults: Any) -> Space:
@@ -281,60 +278,3 @@ def test_what_is_interrupted_is_asked_for_again(config: Any, tmp_path: Path) -> 
     done = [trial for trial in again.study.trials if trial.state.name == "COMPLETE"]
     assert [trial.params for trial in done[:2]] == left and len(done) == 3
     assert [trial.user_attrs[studies.PLACE] for trial in done[:2]] == [0, 1]
-
-
-# -- whole searches
-
-
-def only_study(home: Path) -> Any:
-    storage = f"sqlite:///{home}/studies.db"
-    (name,) = optuna.get_all_study_names(storage)
-    return optuna.load_study(study_name=name, storage=storage)
-
-
-def states(study: Any) -> list[str]:
-    return [trial.state.name for trial in study.trials]
-
-
-def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(
-    sweep: Callable[..., subprocess.CompletedProcess[str]], own_outputs: Path
-) -> None:
-    searched = (
-        *TINY, "sweep.search=tpe", "sweep.pruner=median", "sweep.final=false", "sweep.jobs=2", "seed=0,1",
-        "optimizer.lr=tag(log,interval(1e-4,1e-3))", "model.head.dropout=range(0,0.5,0.1)",
-    )  # fmt: skip
-    done = sweep(*searched, "sweep.trials=1")
-    assert done.returncode == 0, done.stdout
-    study = only_study(own_outputs)
-    assert states(study) == ["COMPLETE"]
-    folder = own_outputs / "sweeps" / study.study_name
-    metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in ("0", "1")]
-    assert study.trials[0].value == pytest.approx(sum(job["validation.accuracy"] for job in metrics) / 2)
-    assert list(study.trials[0].intermediate_values) == [0, 1, 2]
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
-
-    first = study.trials[0]
-    for lr in (2e-4, 3e-4, 4e-4, 5e-4, 6e-4):  # better than anything can be
-        params = {**first.params, "optimizer.lr": lr}
-        curve = dict.fromkeys(range(3), 2.0)
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=params, distributions=first.distributions, value=2.0, intermediate_values=curve
-            )
-        )
-    lost = study.ask(dict(first.distributions))  # by a worker that was killed
-    process = subprocess.Popen(["sleep", "60"])
-    lost.set_user_attr(studies.OWNER, liveness.owner(process.pid))
-    process.kill()
-    process.wait()
-    done = sweep(*searched, "sweep.trials=7")
-    assert done.returncode == 0, done.stdout
-    assert states(study) == ["COMPLETE"] * 6 + ["FAIL", "PRUNED"]
-    assert study.trials[7].params == study.trials[6].params, "what was lost is asked for again"
-    assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is trained twice"
-    ends = {place: json.loads((folder / place / "run.json").read_text())["status"] for place in ("600",)}
-    assert ends == {"600": "PRUNED"}, "a trial keeps its folder, and with it its checkpoints"
-    assert not (folder / "601").exists(), "of what is pruned no other seed is run"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert {row[0] for row in summary["table"] if row[-1] == "pruned"} == {"-"}
-    assert summary["metrics"]["jobs_pruned"] == 1 and summary["failures"] == []

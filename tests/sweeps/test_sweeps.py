@@ -1,8 +1,10 @@
-"""Whole sweeps of small drawn images: planned, shared, failed, killed, resumed, concluded."""
+"""Whole sweeps of small drawn images: planned, shared, failed, killed, resumed, searched, concluded."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 
 from experiments.cli import summarize
 from experiments.storage.csv_files import read_rows
+from experiments.tracking import liveness
 
 SMALL = (
     "data.image_size=48", "model.head.pooling=average", "batch_size=4", "runtime.threads=1", "model.weights=null",
@@ -40,6 +44,7 @@ class Faulty:
 def faulty(fault, **ranges): return Faulty(fault, ranges)
 """
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
+StartSweep = Callable[..., Any]
 
 
 @pytest.fixture
@@ -48,10 +53,10 @@ def small(drawn: Path) -> tuple[str, ...]:
     return ("data=folder", f"data.root={drawn}", *SMALL)
 
 
-@pytest.fixture
-def command(small: tuple[str, ...]) -> Callable[..., list[str]]:
-    """A sweep's command line, for a process of its own."""
-    return lambda *overrides: [sys.executable, "-m", "experiments.train", "-m", *small, *overrides]
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def only_sweep(home: Path) -> Path:
@@ -141,23 +146,26 @@ def test_a_ladder_ends_at_a_rung_without_a_gain_and_is_not_climbed_twice(
     assert again.returncode == 0 and "3 jobs, at most 1 to run, 2 already finished" in again.stdout, again.stdout
 
 
+@pytest.mark.parametrize("reasons", [
+    {"raise": "the augmentation broke", "kill": "SIGKILL"},
+    pytest.param({"sleep": "25 s"}, marks=pytest.mark.slow),  # test_scheduler.py has a timeout, too
+])  # fmt: skip
 def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
-    sweep: Sweep, small: tuple[str, ...], own_outputs: Path, tmp_path: Path
+    reasons: dict[str, str], sweep: Sweep, small: tuple[str, ...], own_outputs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "faults.py").write_text(FAULTS)
     swept = (
         *small, "regime=scratch", "augmentation=none", "augmentation._target_=faults.faulty",
-        "trusted_packages=[faults]", "+augmentation.fault=sleep,no,raise,kill", "sweep.timeout=25", "sweep.jobs=2",
-        "sweep.final=false",
+        "trusted_packages=[faults]", f"+augmentation.fault={','.join(reasons)},no", "sweep.jobs=2", "sweep.final=false",
+        f"sweep.timeout={25 if 'sleep' in reasons else 'null'}",
     )  # fmt: skip
     done = sweep(*swept)
     assert done.returncode == 1, done.stdout + done.stderr
     printed = summary_of(only_sweep(own_outputs))
     status = {run["values"]["augmentation.fault"]: run["status"] for run in printed["runs"]}
-    assert status == {"sleep": "FAILED", "no": "FINISHED", "raise": "FAILED", "kill": "FAILED"}
-    reasons = {text.split("=")[1].split(")")[0]: text for text in printed["failures"]}
-    assert "the augmentation broke" in reasons["raise"]
-    assert "SIGKILL" in reasons["kill"] and "25 s" in reasons["sleep"]
+    assert status == {**dict.fromkeys(reasons, "FAILED"), "no": "FINISHED"}
+    failures = {text.split("=")[1].split(")")[0]: text for text in printed["failures"]}
+    assert failures.keys() == reasons.keys() and all(reasons[fault] in failures[fault] for fault in reasons)
     for text in printed["failures"]:
         assert text.splitlines()[0] in done.stdout
     parents, _ = tracked(own_outputs)
@@ -167,11 +175,12 @@ def test_a_job_that_fails_is_one_row_and_the_rerun_runs_those_only(
     (tmp_path / "cured").touch()
     cured = sweep(*swept)
     assert cured.returncode == 0, cured.stdout + cured.stderr
-    assert "4 jobs, 3 to run" in cured.stdout and "1 already finished" in cured.stdout
+    jobs_again = f"{len(reasons) + 1} jobs, {len(reasons)} to run"
+    assert jobs_again in cured.stdout and "1 already finished" in cured.stdout
     parents, jobs = tracked(own_outputs)
     assert [parent.info.status for parent in parents] == ["FINISHED"]
     finished = [run.data.tags["identity"] for run in jobs if run.info.status == "FINISHED"]
-    assert len(set(finished)) == 4
+    assert len(set(finished)) == len(reasons) + 1
 
 
 def test_on_error_stop_starts_no_further_job(
@@ -187,12 +196,12 @@ def test_on_error_stop_starts_no_further_job(
 
 
 def test_a_killed_sweep_goes_on_where_it_was(
-    command: Callable[..., list[str]], own_outputs: Path, request: pytest.FixtureRequest
+    start_sweep: StartSweep, sweep: Sweep, small: tuple[str, ...], own_outputs: Path, request: pytest.FixtureRequest
 ) -> None:
     """kill -9 of the parent at a random moment, the same command again: each job is finished once."""
     kills, rates = (5, "0.01,0.02") if request.config.getoption("--full") else (1, "0.01")
-    given = command(
-        "regime=scratch,finetune", f"optimizer.lr={rates}", "epochs=8", "seed=0", "sweep.final=false",
+    given = (
+        *small, "regime=scratch,finetune", f"optimizer.lr={rates}", "epochs=4", "seed=0", "sweep.final=false",
         "tracking.log_model=false",
     )  # fmt: skip
     killed = 0
@@ -202,17 +211,15 @@ def test_a_killed_sweep_goes_on_where_it_was(
         return {str(path): path.stat().st_mtime for path in own_outputs.glob("sweeps/*/[0-9]*/curves.csv")}
 
     for _ in range(kills):
-        process = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline, before = time.monotonic() + 120, reported()
-        while reported() == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        before, started = reported(), start_sweep(*given)
+        wait_for(lambda: reported() != before or not psutil.pid_exists(started.pid))  # noqa: B023 - called at once
         time.sleep(draw.uniform(0, 1.5))
-        killed += process.poll() is None
-        process.kill()
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(started.pid, signal.SIGKILL)
+        killed += started.finish().returncode == -signal.SIGKILL
     assert killed, "all was over before the first kill"
-    done = subprocess.run(given, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = sweep(*given)
+    assert done.returncode == 0, done.stdout
     parents, jobs = tracked(own_outputs)
     assert [parent.info.status for parent in parents] == ["FINISHED"], "the same sweep is the same run"
     finished = [run for run in jobs if run.info.status == "FINISHED"]
@@ -223,24 +230,18 @@ def test_a_killed_sweep_goes_on_where_it_was(
         assert steps == list(range(len(steps))), "no epoch stands twice"
 
 
-def test_a_stopped_sweep_ends_its_jobs(command: Callable[..., list[str]], own_outputs: Path) -> None:
-    given = command("regime=scratch", "optimizer.lr=0.01,0.02", "epochs=2000")
-    process = subprocess.Popen(
-        given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(own_outputs.glob("sweeps/*/0/curves.csv")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, printed
+def test_a_stopped_sweep_ends_its_jobs(start_sweep: StartSweep, small: tuple[str, ...], own_outputs: Path) -> None:
+    started = start_sweep(*small, "regime=scratch", "optimizer.lr=0.01,0.02", "epochs=2000")
+    wait_for(lambda: list(own_outputs.glob("sweeps/*/0/curves.csv")))
+    os.kill(started.pid, signal.SIGTERM)
+    done = started.finish()
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout
     facts = json.loads((only_sweep(own_outputs) / "0" / "run.json").read_bytes())
     assert facts["status"] == "KILLED"
     parents, jobs = tracked(own_outputs)
     assert [run.info.status for run in jobs] == ["KILLED"]
     assert [run.info.status for run in parents] == ["KILLED"]
-    assert "the same command again" in printed
+    assert "the same command again" in done.stdout
 
 
 CANNOT = {
@@ -258,9 +259,9 @@ CANNOT = {
 
 
 def test_a_sweep_that_cannot_be_run_starts_nothing(
-    command: Callable[..., list[str]], own_outputs: Path, drive: Callable[..., Any], tmp_path: Path
+    small: tuple[str, ...], own_outputs: Path, drive: Callable[..., Any], tmp_path: Path
 ) -> None:
-    lines = [command(*overrides)[3:] for overrides, _ in CANNOT.values()]
+    lines = [["-m", *small, *overrides] for overrides, _ in CANNOT.values()]
     reported, modules = drive("experiments.train", lines, tmp_path)
     assert "tensorflow" not in modules
     for answer, (name, (_, words)) in zip(reported, CANNOT.items(), strict=True):
@@ -270,3 +271,55 @@ def test_a_sweep_that_cannot_be_run_starts_nothing(
             f"{name}: {printed}"
         )
     assert not list(own_outputs.glob("sweeps/*/[0-9]*"))
+
+
+def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(sweep: Sweep, own_outputs: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    from experiments.sweeps.search import study as studies
+
+    def states() -> list[str]:
+        return [trial.state.name for trial in study.trials]
+
+    searched = (
+        "regime=bottleneck", "tracking=none", "progress=none", "data.per_class={train: 6, validation: 6, test: 0}",
+        "data.size=32", "data.image_size=64", "runtime.threads=1", "epochs=3", "seed=0,1",
+        "sweep.search=tpe", "sweep.pruner=median", "sweep.final=false", "sweep.jobs=2",
+        "optimizer.lr=tag(log,interval(1e-4,1e-3))", "model.head.dropout=range(0,0.5,0.1)",
+    )  # fmt: skip
+    done = sweep(*searched, "sweep.trials=1")
+    assert done.returncode == 0, done.stdout
+    storage = f"sqlite:///{own_outputs}/studies.db"
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert states() == ["COMPLETE"]
+    folder = own_outputs / "sweeps" / study.study_name
+    metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in ("0", "1")]
+    assert study.trials[0].value == pytest.approx(sum(job["validation.accuracy"] for job in metrics) / 2)
+    assert list(study.trials[0].intermediate_values) == [0, 1, 2]
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
+
+    first = study.trials[0]
+    for lr in (2e-4, 3e-4, 4e-4, 5e-4, 6e-4):  # better than anything can be
+        params = {**first.params, "optimizer.lr": lr}
+        curve = dict.fromkeys(range(3), 2.0)
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=first.distributions, value=2.0, intermediate_values=curve
+            )
+        )
+    lost = study.ask(dict(first.distributions))  # by a worker that was killed
+    process = subprocess.Popen(["sleep", "60"])
+    lost.set_user_attr(studies.OWNER, liveness.owner(process.pid))
+    process.kill()
+    process.wait()
+    done = sweep(*searched, "sweep.trials=7")
+    assert done.returncode == 0, done.stdout
+    assert states() == ["COMPLETE"] * 6 + ["FAIL", "PRUNED"]
+    assert study.trials[7].params == study.trials[6].params, "what was lost is asked for again"
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is trained twice"
+    ends = {place: json.loads((folder / place / "run.json").read_text())["status"] for place in ("600",)}
+    assert ends == {"600": "PRUNED"}, "a trial keeps its folder, and with it its checkpoints"
+    assert not (folder / "601").exists(), "of what is pruned no other seed is run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {row[0] for row in summary["table"] if row[-1] == "pruned"} == {"-"}
+    assert summary["metrics"]["jobs_pruned"] == 1 and summary["failures"] == []
