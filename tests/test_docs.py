@@ -36,6 +36,7 @@ def test_every_page_is_in_the_index_and_in_the_readme() -> None:
     assert len(readme.splitlines()) <= 200
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "trees")]
     done = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True)

@@ -127,6 +127,7 @@ def test_characters_that_a_terminal_lacks_are_escaped(tmp_path: Path) -> None:
     assert done.stdout == b"? ? K?se\nof a child\n", "as it was asked for"
 
 
+@pytest.mark.slow  # a listing's is above
 def test_a_run_whose_output_is_lost_is_finished_and_has_its_files(drawn: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = shell(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import os
 import re
 import runpy
@@ -18,17 +17,16 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import composition
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from experiments import train  # noqa: F401 (registers the sweeper and the launchers)
 from experiments.__main__ import VERBS
-from experiments.config import foreign_options, schema, validation
+from experiments.config import foreign_options, schema
 from experiments.config.messages import is_known_key
 from experiments.errors import ConfigError
 from experiments.sweeps.search.space import dimension
@@ -114,7 +112,7 @@ def check_configuration(arguments: list[str]) -> None:
 @cache
 def compose_once(*overrides: str) -> None:
     if overrides:  # tests/config composes the defaults
-        validation.validate(compose("config", list(overrides), return_hydra_config=True))
+        composition.configured(*overrides)
 
 
 def check_command(text: str) -> None:
@@ -151,23 +149,11 @@ def test_every_block_names_its_language() -> None:
 
 
 @pytest.fixture
-def conf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let Hydra compose from conf/, each of whose files is read once."""
-    loaded: dict[str, Any] = {}
-    load = OmegaConf.load
-
-    def load_once(file: Any) -> Any:
-        if file.name not in loaded:
-            loaded[file.name] = load(file)
-        return copy.deepcopy(loaded[file.name])
-
-    monkeypatch.setattr(OmegaConf, "load", load_once)
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # which tracking=server needs
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        yield
 
 
-def test_every_command_of_every_page_is_valid(conf: None) -> None:
+def test_every_command_of_every_page_is_valid(server: None) -> None:
     run = {line for page in PAGES for body in TESTED.findall(page.read_text("utf-8")) for line in command_lines(body)}
     assert len(run) > 8
     wrong = []
@@ -184,7 +170,7 @@ def test_every_command_of_every_page_is_valid(conf: None) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_setting_in_the_table_of_settings_is_valid(conf: None) -> None:
+def test_every_setting_in_the_table_of_settings_is_valid(server: None) -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     rows = [row.rpartition(" | ")[2] for row in re.findall(r"^\| (?!what|-)(.*) \|$", page, re.MULTILINE)]
     settings = [text for row in rows for text in INLINE.findall(row) if "=" in text and not text.startswith("exp")]

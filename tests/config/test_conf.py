@@ -18,6 +18,11 @@ from experiments.system import paths
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = sorted(path.stem for path in (paths.CONF / "experiment").glob("*.yaml"))
+SOME_PRESETS = [
+    name if name in ("scratch_better", "mobilenet_bottleneck", "finetune_best", "above_95")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in PRESETS
+]  # fmt: skip
 REGIMES = ("scratch", "bottleneck", "finetune")
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
@@ -177,7 +182,7 @@ def test_image_size_follows_the_model_unless_given(config: Read) -> None:
     assert config("model=mobilenet_v2", "data.image_size=96").data.image_size == 96
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SOME_PRESETS)
 def test_debug_fast_wins_over_every_preset(name: str, config: Read) -> None:
     plain, read = config(*preset(name)), config(*preset(name), "debug=fast")
     assert plain.epochs > 1 and plain.tracking.experiment != "debug"
@@ -189,7 +194,7 @@ def test_debug_fast_wins_over_every_preset(name: str, config: Read) -> None:
         assert getattr(read, group).name == getattr(plain, group).name, "it is the preset that is tried out"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SOME_PRESETS)
 def test_debug_overfit_wins_over_every_preset(name: str, config: Read) -> None:
     read = config(*preset(name), "debug=overfit")
     assert read.must_reach == 1.0 and read.tracking.experiment == "debug"

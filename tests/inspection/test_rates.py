@@ -204,7 +204,8 @@ def test_where_training_hurts_no_rate_is_suggested() -> None:
 
 
 @pytest.mark.parametrize("regime, kernels", [
-    ("scratch", 5), pytest.param("bottleneck", 2, marks=pytest.mark.slow), ("finetune", 3)
+    pytest.param("scratch", 5, marks=pytest.mark.slow), pytest.param("bottleneck", 2, marks=pytest.mark.slow),
+    ("finetune", 3),
 ])  # fmt: skip
 def test_the_real_training_is_tried_and_nothing_of_it_kept(
     regime: str, kernels: int, here: tuple[str, ...], config: Read, own_outputs: Path, monkeypatch: pytest.MonkeyPatch

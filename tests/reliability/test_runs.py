@@ -178,6 +178,7 @@ def limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow  # tests/storage and tests/config have what a full disk raises and reports
 def test_writes_that_find_no_room(
     drawn: Path, started: Started, run_here: Callable[..., None], outcome_of: Read, tries: Tries, tally: Tally,
     tmp_path: Path,

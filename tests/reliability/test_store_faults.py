@@ -48,7 +48,7 @@ print(reads)
 """
 
 
-@pytest.mark.parametrize("locks", ["on", "off"])
+@pytest.mark.parametrize("locks", [pytest.param("on", marks=pytest.mark.slow), "off"])  # a lock only saves work
 def test_a_race_of_four_processes_whose_writers_are_killed(
     started: Started, tries: Tries, tally: Tally, tmp_path: Path, locks: str
 ) -> None:

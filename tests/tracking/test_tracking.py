@@ -517,6 +517,7 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     assert restore in str(caught.value)
 
 
+@pytest.mark.slow  # figures, manifests and tables have tests of such names of their own
 def test_names_that_are_no_text_do_not_break_tables(tmp_path: Path, train_here: Callable[..., None]) -> None:
     root = tmp_path / "images"
     rng = np.random.default_rng(0)
