@@ -72,10 +72,13 @@ def train(
     return call
 
 
-def test_shapes_are_distinguished_where_proportions_are_kept(train: Callable[..., Trained]) -> None:
-    assert train("pad").accuracy >= 0.95
-    assert train("crop").accuracy >= 0.95
-    assert 0.3 <= train("squash").accuracy <= 0.7
+@pytest.mark.parametrize("how, low, high", [
+    ("pad", 0.95, 1), pytest.param("crop", 0.95, 1, marks=pytest.mark.slow), ("squash", 0.3, 0.7)
+])  # fmt: skip
+def test_shapes_are_distinguished_where_proportions_are_kept(
+    how: Resize, low: float, high: float, train: Callable[..., Trained]
+) -> None:
+    assert low <= train(how).accuracy <= high
 
 
 def test_what_predicts_with_a_run_resizes_like_it(train: Callable[..., Trained], shapes: Path) -> None:
@@ -100,7 +103,7 @@ def test_what_predicts_with_a_run_resizes_like_it(train: Callable[..., Trained],
     np.testing.assert_array_equal(pixels[-1], resize(ellipse, SIZE, "pad"))
 
 
-@pytest.mark.parametrize("how", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("how", ["pad", pytest.param("crop", marks=pytest.mark.slow), "squash"])
 def test_heatmaps_lie_on_the_image_in_its_own_proportions(
     how: Resize, train: Callable[..., Trained], shapes: Path
 ) -> None:

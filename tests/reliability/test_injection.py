@@ -141,9 +141,13 @@ def compose_once(lines: tuple[str, ...], config_dir: str | None, compose: Callab
     return compose(lines, config_dir)
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_values(name: str, logged: Plain, tally: Tally, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(like, "compose", lambda lines, config_dir: compose_once(tuple(lines), config_dir))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values(name: str, logged: Plain, tally: Tally, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     evil_files(canary)
     before = set(tmp_path.iterdir())

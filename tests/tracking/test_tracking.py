@@ -288,8 +288,9 @@ def test_a_run_that_fails_records_why(store: Store, monkeypatch: pytest.MonkeyPa
         queries.find_runs(store.uri, ["burnt"])
 
 
+@pytest.mark.parametrize("every, sendings", [(3600.0, [5]), pytest.param(0.0, [1] * 5, marks=pytest.mark.slow)])
 def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, every: float, sendings: list[int]
 ) -> None:
     sent: list[int] = []
     log_batch = mlflow.MlflowClient.log_batch
@@ -302,21 +303,15 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
         raise RuntimeError("no report")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
-    monkeypatch.setattr(buffer, "SEND_EVERY", 3600.0)
+    monkeypatch.setattr(buffer, "SEND_EVERY", every)
     monkeypatch.setattr("experiments.run.evaluate", fails)
     with pytest.raises(RuntimeError, match="no report"):
-        store.train("short", "regime=bottleneck", "model.weights=null", "epochs=5")
-    run = store.run("short")
+        store.train(f"short{every}", "regime=bottleneck", "model.weights=null", "epochs=5")
+    run = store.run(f"short{every}")
     assert run.info.status == "FAILED"
-    assert [count for count in sent if count] == [5 * (len(METRICS) + 1)]  # and the phase
+    assert [count for count in sent if count] == [epochs * (len(METRICS) + 1) for epochs in sendings]  # and the phase
     history = mlflow.MlflowClient(store.uri).get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [0, 1, 2, 3, 4]
-
-    sent.clear()
-    monkeypatch.setattr(buffer, "SEND_EVERY", 0.0)
-    with pytest.raises(RuntimeError, match="no report"):
-        store.train("at once", "regime=bottleneck", "model.weights=null", "epochs=5")
-    assert [count for count in sent if count] == [len(METRICS) + 1] * 5
 
 
 def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
