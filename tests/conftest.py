@@ -60,10 +60,10 @@ print(json.dumps({"results": results, "modules": sorted({name.split(".")[0] for 
 # run alone at the end.
 LONGEST = (
     "test_sweeps.py", "test_fit.py", "test_regimes.py", "test_experiments.py", "test_runs_of_python.py",
-    "test_applications.py", "test_continuation.py", "test_run.py", "test_planned.py", "test_resume.py",
-    "test_tracking.py", "test_augmentation_layers.py", "test_saved_run.py", "test_weights.py", "test_conf.py",
-    "test_injection.py", "test_search.py", "test_readme.py", "test_inspect.py", "test_runtime.py", "test_main.py",
-    "test_proportions.py", "test_schema.py", "test_feature_cache.py", "test_runs.py",
+    "test_applications.py", "test_continuation.py", "test_run.py", "test_resume.py", "test_tracking.py",
+    "test_saved_run.py", "test_weights.py", "test_conf.py", "test_planned.py", "test_readme.py", "test_injection.py",
+    "test_compare.py", "test_augmentation_layers.py", "test_inspect.py", "test_runtime.py", "test_schema.py",
+    "test_proportions.py", "test_search.py", "test_feature_cache.py",
 )  # fmt: skip
 
 
