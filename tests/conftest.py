@@ -59,11 +59,10 @@ print(json.dumps({"results": results, "modules": sorted({name.split(".")[0] for 
 # These files are started first. `make test` gives each file to one worker, so that a long file that started last would
 # run alone at the end.
 LONGEST = (
-    "test_sweeps.py", "test_fit.py", "test_regimes.py", "test_experiments.py", "test_runs_of_python.py",
-    "test_applications.py", "test_continuation.py", "test_run.py", "test_resume.py", "test_tracking.py",
-    "test_saved_run.py", "test_weights.py", "test_conf.py", "test_planned.py", "test_readme.py", "test_injection.py",
-    "test_compare.py", "test_augmentation_layers.py", "test_inspect.py", "test_runtime.py", "test_schema.py",
-    "test_proportions.py", "test_search.py", "test_feature_cache.py",
+    "test_sweeps.py", "test_fit.py", "test_regimes.py", "test_runs_of_python.py", "test_experiments.py",
+    "test_run.py", "test_resume.py", "test_tracking.py", "test_saved_run.py", "test_continuation.py", "test_runtime.py",
+    "test_conf.py", "test_planned.py", "test_readme.py", "test_injection.py", "test_applications.py", "test_compare.py",
+    "test_augmentation_layers.py", "test_inspect.py", "test_schema.py", "test_proportions.py", "test_search.py",
 )  # fmt: skip
 
 

@@ -212,10 +212,11 @@ def assert_reported_loss_is_that_of_the_curve(folder: Path) -> None:
     assert all(float(row["total_loss"]) > float(row["loss"]) + 0.5 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     ("regime=scratch", "model.layers.block1.batch_norm=true", "model.layers.block1.l1=0.01"),
-    pytest.param(("regime=finetune",), marks=pytest.mark.slow),
-    pytest.param(("regime=bottleneck", "loss=mse"), marks=pytest.mark.slow),
+    ("regime=finetune",),
+    ("regime=bottleneck", "loss=mse"),
 ], ids=["scratch", "finetune", "mse"])  # fmt: skip
 def test_the_monitored_loss_is_the_reported_one_without_penalties(
     settings: tuple[str, ...], start: Start, drawn: Path, tmp_path: Path
@@ -254,7 +255,7 @@ def test_what_fails_after_the_training_loses_nothing(
     assert artifacts >= {"metrics.json", "predictions_validation.csv", "head.weights.h5"}
 
 
-@pytest.mark.slow  # tests/training/test_runtime.py trains in bfloat16, tests/regimes with float16 activations
+@pytest.mark.slow  # test_runtime.py trains in bfloat16, test_feature_cache.py stores float16
 def test_half_precision_trains_to_the_end(start: Start, drawn: Path, tmp_path: Path) -> None:
     """The shipped body, whose scores from stored activations and from pixels differ by more than float32 explains."""
     settings = ("regime=finetune", "runtime.precision=mixed_bfloat16", "regime.activations=float16")

@@ -30,10 +30,6 @@ from experiments.system import hardware, signals
 ROOT = Path(__file__).resolve().parents[2]
 # The settings of the page's first example, as on the command line.
 TYPED = ("regime=bottleneck", "optimizer.lr=1e-3", "epochs=5", "data.image_size=64", "model.head.pooling=average")
-SCRATCH = (
-    "regime=scratch", "epochs=2", "model.head.pooling=average", "runtime.precision=mixed_bfloat16",
-    "model.layers.block1.filters=8", "model.layers.block2.filters=8", "model.layers.block3.filters=8",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +209,14 @@ def test_errors_are_those_of_the_command_line(
 
 
 def test_an_interrupted_run_is_continued_to_the_same_bits(
-    run: ex.Run, drawn: Path, outcome_of: Callable[[Path], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    page: dict[str, Any],
+    run: ex.Run,
+    drawn: Path,
+    outcome_of: Callable[[Path], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process, the precision of Keras with it, is afterwards what it was."""
-    keys: dict[str, Any] = {"data": {"root": drawn, "image_size": 32}, "tracking": {"uri": None}, "schedule": "cosine"}
+    """The process is afterwards what it was."""
     before, add = state(), Curves.add
-    whole = ex.train(*SCRATCH, resume=None, **keys)
-    assert whole.folder != run.folder and whole.id is None and state() == before
 
     def interrupted(self: Curves, record: Any) -> None:
         add(self, record)
@@ -228,14 +225,23 @@ def test_an_interrupted_run_is_continued_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Curves, "add", interrupted)
         with pytest.raises(KeyboardInterrupt, match="ex.train.resume='(.*)'.") as stopped:
-            ex.train(*SCRATCH, **keys)
+            ex.train(*TYPED, resume=None, data={"root": drawn}, tracking={"uri": None})
     folder = Path(str(stopped.value).split("'")[1])
     assert json.loads((folder / "run.json").read_bytes())["status"] == "KILLED" and state() == before
     assert len(stopped.traceback) < 10, "without the frames of TensorFlow"
     continued = ex.train(resume=folder)
-    assert continued.folder == folder and whole.folder is not None
-    assert outcome_of(folder) == outcome_of(whole.folder)
-    assert whole.id is None and "Comparison(2 runs" in repr(ex.compare(run, whole)), "one is not in MLflow"
+    assert continued.folder == folder and run.folder is not None and folder != run.folder and state() == before
+    assert outcome_of(folder) == outcome_of(run.folder)
+    assert continued.id is None and "Comparison(2 runs" in repr(ex.compare(page["other"], continued)), (
+        "one is not in MLflow"
+    )
+
+
+def test_the_precision_of_a_run_is_not_that_of_the_process() -> None:
+    before = state()
+    with unchanged_libraries():
+        keras.config.set_dtype_policy("mixed_bfloat16")  # as a run does
+    assert state() == before
 
 
 def test_no_garbage_of_the_user_is_kept() -> None:

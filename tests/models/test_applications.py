@@ -53,8 +53,9 @@ OTHERS = (
 )  # fmt: skip
 
 
-# Those whose features are computed in the fast tests; of the others, what is built is.
+# Those whose features are computed in the fast tests, and those that these do not even build.
 SMALL = ("mobilenet_v2", "vgg16")
+LARGE = ("convnext_tiny", "resnet50")
 
 
 class Built(NamedTuple):
@@ -100,7 +101,10 @@ def application(request: pytest.FixtureRequest) -> Built:
     return built(read(request.param))
 
 
-@pytest.fixture(scope="module", params=MODULES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in MODULES],
+)
 def untrained(request: pytest.FixtureRequest) -> Built:
     """Return a shipped backbone for images of its own size, as Keras makes it."""
     config = read(request.param, size=shipped("model")[request.param]["native_size"])
@@ -220,11 +224,12 @@ def write(folder: Path, name: str, target: str, preprocessing: str, **arguments:
     (folder / "model" / f"{name}.yaml").write_text(yaml.safe_dump(node))
 
 
+@pytest.mark.slow  # a network by a YAML is in tests/cli/test_backbones.py
 @pytest.mark.parametrize("target, size, preprocessing, names", [
-    pytest.param("DenseNet121", 32, "torch", ["conv4", "conv5_block1", "bn"], marks=pytest.mark.slow),
+    ("DenseNet121", 32, "torch", ["conv4", "conv5_block1", "bn"]),
     ("MobileNetV3Small", 32, "none", ["expanded_conv_1", "expanded_conv_10", "conv_1"]),
-    pytest.param("Xception", 71, "tf", [f"block{n}" for n in range(3, 15)], marks=pytest.mark.slow),
-    pytest.param("NASNetMobile", 32, "tf", [], marks=pytest.mark.slow),
+    ("Xception", 71, "tf", [f"block{n}" for n in range(3, 15)]),
+    ("NASNetMobile", 32, "tf", []),
 ])  # fmt: skip
 def test_another_network_by_a_yaml(
     target: str, size: int, preprocessing: str, names: list[str], tmp_path: Path
@@ -272,7 +277,11 @@ def check_row(name: str, model: keras.Model, golden: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("untrained", [*MODULES, "convnet"], indirect=True)
+@pytest.mark.parametrize(
+    "untrained",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else []) for name in (*MODULES, "convnet")],
+    indirect=True,
+)
 def test_the_stages_of_shipped_backbones_are_those_of_the_table(
     untrained: Built, request: pytest.FixtureRequest
 ) -> None:

@@ -19,10 +19,8 @@ def read(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("regime, unfrozen", [
-    *(pytest.param(regime, 1, marks=pytest.mark.slow) for regime in ("scratch", "bottleneck")),
-    ("finetune", 1), pytest.param("finetune", "all", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow  # a regime of one's own is in test_declaration.py, whole sweeps with their winners in tests/sweeps
+@pytest.mark.parametrize("regime, unfrozen", [("scratch", 1), ("bottleneck", 1), ("finetune", 1), ("finetune", "all")])
 def test_the_weights_of_a_job_give_the_scores_that_training_gives(
     regime: str,
     unfrozen: int | str,
