@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -92,9 +92,16 @@ def test_a_tracked_run_gives_the_model_it_logged(place: Place) -> None:
     assert run.folder == place.folder("whole") and run.plain["regime"]["name"] == "bottleneck"
 
 
-def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place) -> None:
-    run = saved_run.find(str(place.folder("job")))
+def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, loading = saved_run.find(str(place.folder("job"))), list[str]()
+
+    @contextlib.contextmanager
+    def quiet_start() -> Iterator[None]:
+        yield loading.append("quiet")
+
+    monkeypatch.setattr(saved_run, "quiet_start", quiet_start)
     check(place, "job", run)
+    assert loading == ["quiet"], "TensorFlow's first lines are not printed, whoever loads the model"
     assert run.uri is None and run.config.regime.name == "finetune" and run.config.data.image_size == 48
 
 

@@ -165,10 +165,6 @@ class Run:
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        from experiments.system.startup import quiet_start
-
-        with quiet_start():
-            import keras  # noqa: F401
         return self._trained.model()
 
     @unchanged_libraries()

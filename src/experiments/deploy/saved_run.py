@@ -33,6 +33,7 @@ from experiments.runs.run_directory import (
 )
 from experiments.storage.csv_files import read_rows
 from experiments.system.paths import default_outputs, tracking_uri
+from experiments.system.startup import quiet_start
 from experiments.tracking import queries
 from experiments.tracking.queries import RUN_ID
 
@@ -140,7 +141,8 @@ class Trained:
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        import keras
+        with quiet_start():
+            import keras
 
         # A network of the user's own package is not rebuilt, as packages that a recorded configuration names are not
         # trusted.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.data.issues import printable
 from experiments.data.pixel_cache import open_image
 from experiments.deploy.predict import predict_recorded
 from experiments.deploy.saved_run import Trained
@@ -65,8 +66,9 @@ def inspect(
     for doubt in doubts[:count]:
         image = doubt.image
         seen = "" if image.held_out else "  (training image)"
-        rather = f"{doubt.likely} {doubt.probability:.1%}"
-        lines.append(f"{doubt.self_confidence:6.1%}  {image.label}, rather {rather}  {image.path}{seen}")
+        rather = f"{printable(doubt.likely)} {doubt.probability:.1%}"
+        label = printable(image.label)
+        lines.append(f"{doubt.self_confidence:6.1%}  {label}, rather {rather}  {printable(image.path)}{seen}")
     table = [
         {
             "rank": at, "path": image.path, "sha256": image.sha256, "split": image.split, "label": image.label,
