@@ -140,7 +140,7 @@ def test_groups_combine_freely(model: str, regime: str, optimizer: str, config: 
     assert read.data.image_size == read.model.native_size
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SOME_PRESETS)
 def test_preset_wins_over_the_root_and_the_command_line_over_the_preset(name: str, config: Read) -> None:
     content: Any = OmegaConf.load(paths.CONF / "experiment" / f"{name}.yaml")
     read = config(*preset(name))

@@ -164,7 +164,7 @@ class Spectrum(keras.layers.Layer):
         return self.inner(keras.ops.fft2((inputs, keras.ops.zeros_like(inputs)))[0])
 
 
-@pytest.mark.parametrize("name", ["onnx", "tflite_float32"])
+@pytest.mark.parametrize("name", ["onnx", pytest.param("tflite_float32", marks=pytest.mark.slow)])
 def test_a_format_that_cannot_express_a_network_is_named_with_the_layer(
     name: str, drawn: Path, tmp_path: Path, exported: Any
 ) -> None:

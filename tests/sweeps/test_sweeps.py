@@ -230,6 +230,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
         assert steps == list(range(len(steps))), "no epoch stands twice"
 
 
+@pytest.mark.slow  # test_scheduler.py stops jobs, tests/runs a run
 def test_a_stopped_sweep_ends_its_jobs(start_sweep: StartSweep, small: tuple[str, ...], own_outputs: Path) -> None:
     started = start_sweep(*small, "regime=scratch", "optimizer.lr=0.01,0.02", "epochs=2000")
     wait_for(lambda: list(own_outputs.glob("sweeps/*/0/curves.csv")))
