@@ -212,6 +212,14 @@ def test_risk_coverage_names_its_area_and_starts_with_the_most_confident_images(
     assert figure.axes[0].get_ylim()[1] >= by_hand[19:].max()
 
 
+def test_the_risk_of_the_first_images_does_not_leave_the_axes() -> None:
+    confident = np.linspace(0.99, 0.6, 40)
+    figure = plots.risk_coverage(report_of(PETS, [1, 1, *[0] * 38], np.stack([confident, 1 - confident], axis=1)))
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    assert panel.get_ylim()[1] < 1 and figure.bbox.y1 > panel.get_tightbbox().y1
+
+
 def test_risk_coverage_of_images_of_one_confidence() -> None:
     figure = plots.risk_coverage(report_of(PETS, [0, 0], np.array([[0.9, 0.1], [0.1, 0.9]])))
     x, y = curve(figure.axes[0].lines[1])

@@ -220,10 +220,11 @@ def risk_coverage(report: Report) -> Figure:
     ranks = np.arange(1, images + 1)
     perfect = np.maximum(0, ranks - (images - wrong)) / ranks
     panel.plot(ranks / images, perfect, color=QUIET, linestyle=":", linewidth=1.2, label="perfect ranking")
-    panel.plot(curve.coverage, curve.risk, color=TRAIN, label="by confidence", clip_on=False)
+    panel.plot(curve.coverage, curve.risk, color=TRAIN, label="by confidence")
     # The risk of the first few images is noise, which would hide the rest of the curve.
     shown = float(curve.risk[curve.coverage >= min(LEAST_COVERAGE, curve.coverage[-1])].max())
-    panel.set(xlim=(0, 1), ylim=(0, max(1.15 * shown, 0.01)))
+    highest = max(1.15 * shown, 0.01)
+    panel.set(xlim=(0, 1), ylim=(-0.005 * highest, highest))  # a curve along 0 keeps its width
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
     panel.set_xlabel("coverage: images that are answered, the most confident first")
