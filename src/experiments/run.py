@@ -218,7 +218,9 @@ def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
     buffer = PixelBuffer(size, memory, components.cache, config.data.resize) if keep else None
-    dataset = splits_of(read_manifest(config, components.source(), buffer), size, components.cache, memory, buffer)
+    read = read_manifest(config, components.source(), buffer)
+    in_folds = config.data.fold is not None
+    dataset = splits_of(read, size, components.cache, memory, buffer, in_folds=in_folds)
     check_data(config, dataset)
     if buffer:
         for sentence in manifest.warning_sentences([dataset.manifest]):

@@ -67,6 +67,28 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
         _ = images_of(found, "train", 4, cache, held=True).pixels
 
 
+def test_folds_read_the_pixels_of_the_images_without_folds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = root.parent / "cache"
+    whole = splits_of(read(root), 4, cache, 1e9).train
+    by_path = dict(zip(whole.ids, whole.pixels[:], strict=True))
+
+    def never(*_: Any) -> NoReturn:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decoder, "decoding", never)
+    validated = []
+    for fold in range(3):
+        of_fold = read(root, fold=fold, folds=3)
+        dataset = splits_of(of_fold, 4, cache, 0, in_folds=True)
+        for images in (dataset.train, dataset.validation):
+            assert images.ids == [entry.path for entry in of_fold.of(images.split)]
+            assert images.labels.tolist() == [int("dogs" in path) for path in images.ids]
+            for path, row in zip(images.ids, images.pixels[:], strict=True):
+                np.testing.assert_array_equal(row, by_path[path])
+        validated += dataset.validation.ids
+    assert sorted(validated) == sorted(whole.ids)
+
+
 def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twice = splits_of(read(root), 4, root.parent / "other", 1e9)
     expected = [part.pixels[:] for part in (twice.train, twice.validation)]

@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from experiments.data import augmentation
+from experiments.data.pixel_cache import select
 from experiments.data.types import ImageRecord, ImageSet
 from experiments.errors import ConfigError
 from experiments.images import decoder
@@ -124,6 +125,51 @@ def contents(cache: Path) -> dict[str, bytes]:
     """Every array in a store, by its place; fails on anything unfinished."""
     assert not list(cache.rglob(".*"))
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("array.npy")}
+
+
+def in_fold(images: ImageSet, fold: int) -> ImageSet:
+    """Return the images, of which every third from `fold` on is a validation image."""
+    splits = ["validation" if row % 3 == fold else "train" for row in range(len(images))]
+    entries = [dataclasses.replace(entry, split=split) for entry, split in zip(images.entries, splits, strict=True)]
+    return dataclasses.replace(images, entries=tuple(entries))
+
+
+def test_folds_and_training_without_them_share_one_extraction(tmp_path: Path, passes: list[tuple[int, int]]) -> None:
+    components, images = tiny(tmp_path), images_of(BATCH + 10)
+    frozen, network_split = cuts(components)
+    requests = [FeatureRequest(frozen, images), FeatureRequest(network_split, images, 0)]
+    found = []
+    for fold in range(3):
+        train, validation = (select(in_fold(images, fold), split) for split in ("train", "validation"))
+        assert len(validation) == 14 and len(train) == 28
+        of_fold = [FeatureRequest(frozen, train), FeatureRequest(frozen, validation)]
+        found.append(extract(components, [*of_fold, FeatureRequest(network_split, train, 0)], Told()))
+    features, view = extract(components, requests, Told())
+    assert sum(count for count, _ in passes) == 2 * len(images)
+    for fold, (train_rows, validation_rows, view_rows) in enumerate(found):
+        held = np.arange(len(images)) % 3 == fold
+        np.testing.assert_array_equal(validation_rows[:], features[:][held])
+        np.testing.assert_array_equal(train_rows[:], features[:][~held])
+        np.testing.assert_array_equal(view_rows[5:9], view[:][~held][5:9])
+
+
+@pytest.mark.parametrize("foreign", ["layer", "augmentation"])
+def test_no_validation_image_is_in_a_batch_that_foreign_code_augments(
+    tmp_path: Path, foreign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components, images = tiny(tmp_path), in_fold(images_of(BATCH), 0)
+    if foreign == "layer":
+        components.extra_layers = (keras.layers.RandomContrast(0.1),)
+    else:
+        foreign_one = components.config.augmentation.model_copy(update={"target": "mine.mixing"})
+        components.config = components.config.model_copy(update={"augmentation": foreign_one})
+        monkeypatch.setattr(feature_cache, "own_code", lambda *given: {})
+    wanted = FeatureRequest(cuts(components)[1], select(images, "train"), 0)
+    table = feature_cache.FeatureTable(components, wanted)
+    assert [entry.split for entry in table.images.entries] == ["train"] * len(wanted.images)
+    told = Told()
+    (rows,) = extract(components, [wanted], told)
+    assert len(rows) == len(wanted.images) == sum(told.steps)
 
 
 def test_rows_are_what_the_network_makes_of_the_images(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from experiments.data.issues import DataIssue, printable, raise_issues
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_buffer import PixelBuffer, image_bytes, images_at_once
-from experiments.data.types import SPLITS, Dataset, ImageRecord, ImageSet, Manifest
+from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.data.validation import unchanged
 from experiments.errors import DataError
 from experiments.images import decoder
@@ -37,8 +38,9 @@ def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSett
 
 
 def images_of(
-    manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, buffer: PixelBuffer | None = None
-) -> ImageSet:
+    manifest: Manifest, split: str, image_size: int, cache: Path, *, held: bool, buffer: PixelBuffer | None = None,
+    entries: Sequence[ImageRecord] | None = None,
+) -> ImageSet:  # fmt: skip
     """Return the images of one split in the manifest's order; nothing is read before `pixels` is used.
 
     Args:
@@ -48,12 +50,13 @@ def images_of(
         held: Hold them in memory; else they are read from the array cache as they are used.
         buffer: The images that `manifest.read` has decoded already, of this image size; each is released when it is
             written to the array cache.
+        entries: Other images of the manifest in place of those of the split.
 
     Returns:
         The images. `pixels` raises DataError if files have changed since the manifest was made, and OSError if the
         cache cannot be written.
     """
-    entries = manifest.of(split)
+    entries = manifest.of(split) if entries is None else entries
     labels = {name: label for label, name in enumerate(manifest.classes)}
 
     @functools.cache
@@ -74,22 +77,45 @@ def images_of(
         return Rows([rows[:]]) if held else rows
 
     of_entries = np.array([labels[entry.class_name] for entry in entries], dtype=np.int32)
-    return ImageSet(split, entries, of_entries, image_size, pixels, manifest.decoder_settings)
+    return ImageSet(split, tuple(entries), of_entries, image_size, pixels, manifest.decoder_settings)
+
+
+def select(whole: ImageSet, split: str) -> ImageSet:
+    """Return those of the images whose records have this split."""
+    rows = np.flatnonzero([entry.split == split for entry in whole.entries])
+    return replace(
+        whole,
+        split=split,
+        entries=tuple(whole.entries[row] for row in rows),
+        labels=whole.labels[rows],
+        _pixels=lambda: whole.pixels.select(rows),
+        whole=whole,
+        rows=rows,
+    )
 
 
 def splits_of(
-    manifest: Manifest, image_size: int, cache: Path, memory: float, buffer: PixelBuffer | None = None
-) -> Dataset:
+    manifest: Manifest, image_size: int, cache: Path, memory: float, buffer: PixelBuffer | None = None,
+    *, in_folds: bool = False,
+) -> Dataset:  # fmt: skip
     """Return the whole data set for the regimes, see `images_of`; `test` is None where the manifest has no test images.
 
     If the pixels of all splits together need more than `memory` bytes, they stay on disk.
+
+    Args:
+        in_folds: True where the training images are divided into folds, of which one is the validation split. Both are
+            then selections of the same images in the order in which they are without folds, whichever the fold is.
     """
     held = len(manifest.entries) * image_bytes(image_size) <= memory
     images = functools.partial(images_of, manifest, image_size=image_size, cache=cache, held=held, buffer=buffer)
-    given = {split: images(split=split) if manifest.of(split) else None for split in SPLITS}
-    train, validation = given["train"], given["validation"]
-    assert train and validation, "`manifest.read` gives both"
-    return Dataset(manifest.classes, train, validation, given["test"], manifest, fingerprint(manifest))
+    test = images("test") if manifest.of("test") else None
+    if in_folds:
+        of_folds = [entry for entry in manifest.entries if entry.split != "test"]
+        whole = images("train", entries=sorted(of_folds, key=lambda entry: entry.path))
+        train, validation = select(whole, "train"), select(whole, "validation")
+    else:
+        train, validation = images("train"), images("validation")
+    return Dataset(manifest.classes, train, validation, test, manifest, fingerprint(manifest))
 
 
 def _decode_into(

@@ -123,6 +123,10 @@ class ImageSet:
     image_size: int
     _pixels: Callable[[], Rows]
     decoder_settings: DecoderSettings = DEFAULTS  # those of the manifest
+    # The images of which these are a selection, and their indices [N] there: all folds of one data set, and training
+    # without folds, read what is computed for the same images. None: these are no selection.
+    whole: ImageSet | None = None
+    rows: np.ndarray | None = None
 
     @property
     def ids(self) -> list[str]:

@@ -1,10 +1,10 @@
 """Feature cache: the features of a network's frozen part at its split point, computed once and stored on disk.
 
 A feature table holds the features of one split's images, without augmentation or in one augmented view, at one split
-point. It is a directory `cache/activations/<key>/` of shards. Each shard is an entry of the array cache: written
-atomically, verified by its hash, and computed again on its own if it is damaged. The key is a hash over every image's
-sha256, in order, and everything else that the features depend on. Hence row n always belongs to image n, whose id and
-label are in the manifest.
+point. The folds of the training images read one table of all of them. A table is a directory `cache/activations/<key>/`
+of shards. Each shard is an entry of the array cache: written atomically, verified by its hash, and computed again on
+its own if it is damaged. The key is a hash over every image's sha256, in order, and everything else that the features
+depend on. Hence row n always belongs to image n, whose id and label are in the manifest.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FeatureRequest(NamedTuple):
     """A request for one feature table: which images, in which view, at which split point."""
 
     network_split: NetworkSplit
-    images: ImageSet  # one split; the rows of the table have its order
+    images: ImageSet  # one split; the rows have its order
     view: int | None = None  # None: no augmentation; k: the k-th augmented view, a function of augmentation.seed and k
 
 
@@ -89,23 +89,22 @@ def extract(components: RunComponents, requests: Sequence[FeatureRequest], progr
         ConfigError: the missing features do not fit on the disk, or a value does not fit into float16.
         OSError: the cache cannot be written, or what is read back differs from what was written.
     """
-    tables = [FeatureTable(components, request) for request in requests]
-    if any(table.lacking for table in tables):
+    requested = [FeatureTable(components, request) for request in requests]
+    tables = {table.name: table for table in requested}  # those of several folds may be the same
+    if any(table.lacking for table in tables.values()):
         with ExitStack() as locks:
-            for name in sorted({table.name for table in tables}):  # A fixed lock order avoids deadlock.
+            for name in sorted(tables):  # A fixed lock order avoids deadlock.
                 locks.enter_context(array_cache.writing(components.cache, "activations", name))
-            for table in tables:
+            for table in tables.values():
                 table.scan()  # Another process may have stored shards before the locks were acquired.
-            lacking = [table for table in tables if table.lacking]
+            lacking = [table for table in tables.values() if table.lacking]
             if lacking:
                 check_disk(components.cache, lacking)
             # Caching compiles one function per combination of networks, for all splits and views.
             forward = functools.cache(inference_functions)
-            for split in dict.fromkeys(table.request.images.split for table in lacking):
-                compute(
-                    components, [table for table in lacking if table.request.images.split == split], forward, progress
-                )
-    return [table.rows() for table in tables]
+            for images in dict.fromkeys(table.hashes for table in lacking):
+                compute(components, [table for table in lacking if table.hashes == images], forward, progress)
+    return [tables[table.name].rows(table.selection) for table in requested]
 
 
 def versions() -> dict[str, str]:
@@ -118,6 +117,13 @@ class FeatureTable:
 
     def __init__(self, components: RunComponents, request: FeatureRequest) -> None:
         config, self.request = components.config, request
+        whole, is_augmented = request.images.whole, request.view is not None
+        # A view of these may be computed from a whole batch of images, in which no validation image may be then.
+        is_foreign = bool(components.extra_layers) or not config.augmentation.target.startswith("experiments.")
+        selects = whole is not None and not (is_augmented and is_foreign)
+        self.images = whole if whole and selects else request.images
+        self.selection = request.images.rows if selects else None  # the rows that are requested; None: all
+        self.hashes = tuple(entry.sha256 for entry in self.images.entries)
         self.dtype: str = config.regime.activations
         row: tuple[int, ...] = tuple(request.network_split.frozen_part.output_shape[1:])
         self.row_bytes: int = math.prod(row) * np.dtype(self.dtype).itemsize
@@ -129,18 +135,18 @@ class FeatureTable:
         self.about = {
             "network": config.model.name,
             "boundary": request.network_split.split_point,
-            "split": request.images.split,
+            "split": self.images.split,
             "view": request.view,
-            "rows": len(request.images),
+            "rows": len(self.images),
         }
-        self.shards = {start: self.shard(start, row) for start in range(0, len(request.images), self.step)}
+        self.shards = {start: self.shard(start, row) for start in range(0, len(self.images), self.step)}
         self.found: dict[int, np.ndarray] = {}  # first row of a stored shard -> its rows
         self.filling: list[np.ndarray] = []  # the batches of the shard that is being filled
         self.scan()
 
     def spec(self, components: RunComponents) -> dict[str, Any]:
         """Return everything that the features depend on, as plain values."""
-        config, (network_split, images, view) = components.config, self.request
+        config, images, (network_split, _, view) = components.config, self.images, self.request
         augmented_as = None
         made_by = {"model": config.model.model_dump(by_alias=True)}
         if view is not None:
@@ -152,7 +158,7 @@ class FeatureTable:
             }
             made_by["augmentation"] = config.augmentation.model_dump(by_alias=True)
         return {
-            "images": [entry.sha256 for entry in images.entries],
+            "images": list(self.hashes),
             "image_size": images.image_size,
             "decoder": decoder.VERSION,
             **images.decoder_settings.pixels_key(),
@@ -169,7 +175,7 @@ class FeatureTable:
         }
 
     def shard(self, start: int, row: tuple[int, ...]) -> array_cache.CacheEntry:
-        stop = min(start + self.step, len(self.request.images))
+        stop = min(start + self.step, len(self.images))
         spec = {"table": self.name, "rows": [start, stop]}
         return array_cache.CacheEntry(self.folder / f"{start:07}", spec, (stop - start, *row), self.dtype, self.about)
 
@@ -224,11 +230,12 @@ class FeatureTable:
             )
         return rows.astype(self.dtype)
 
-    def rows(self) -> Rows:
-        """Return all rows of the table, in memory if it is small, as tables of pooled features usually are."""
+    def rows(self, selection: np.ndarray | None) -> Rows:
+        """Return the rows with these indices, or all, in memory if the table is small, as of pooled features it is."""
         shards = [self.found[start] for start in self.shards]
-        small = len(self.request.images) * self.row_bytes <= array_cache.RESIDENT
+        small = len(self.images) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
+        rows = rows if selection is None else rows.select(selection)
         array_cache.mark_used(self.folder, rows)
         return rows
 
@@ -244,7 +251,7 @@ def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
     _log.info("Features to be cached: %s, in %s", decimal(needed), cache)
     if needed + RESERVE > free:
         each = "; ".join(
-            f"{table.about['split']} {len(table.request.images):,} x {table.row_bytes:,} bytes" for table in tables
+            f"{table.about['split']} {len(table.images):,} x {table.row_bytes:,} bytes" for table in tables
         )
         raise ConfigError(
             f"Features to be cached take {decimal(needed)} of disk ({each}). {cache} has "
@@ -263,10 +270,10 @@ def compute(
     """Run one split's images through the network and store the missing shards of its tables.
 
     Args:
-        tables: tables of the same split.
+        tables: tables of the same images.
         forward: returns the compiled `inference_functions` of a tuple of frozen parts.
     """
-    images = tables[0].request.images
+    images = tables[0].images
     count = len(images)
     by_view: dict[int | None, list[FeatureTable]] = {}
     for table in tables:

@@ -8,6 +8,7 @@ of a directory is its last use.
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import hashlib
@@ -118,9 +119,16 @@ class Rows:
         self.starts = np.cumsum([0, *map(len, parts)])
         self.shape: tuple[int, ...] = (int(self.starts[-1]), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
+        self.order = np.arange(len(self))  # index of a row -> its index in the concatenation
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def select(self, rows: np.ndarray) -> Rows:
+        """Return the rows with the indices [N], which are read as they are used."""
+        selected = copy.copy(self)
+        selected.order, selected.shape = self.order[rows], (len(rows), *self.shape[1:])
+        return selected
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B].
@@ -128,7 +136,7 @@ class Rows:
         Raises:
             OSError: a file cannot be read, or is shorter than it was.
         """
-        wanted = np.arange(len(self))[rows]
+        wanted = self.order[rows]
         only = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(only, np.ndarray):
             return np.asarray(only[wanted])
