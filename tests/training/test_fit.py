@@ -188,8 +188,7 @@ def test_the_time_that_training_waits_for_its_batches_is_recorded() -> None:
         history = fit(inputs, dataclasses.replace(PHASE, epochs=2), context)
         return history[1].metrics["input_wait"]  # the first epoch traces
 
-    assert share(0.1) > 0.8
-    assert share(0.0) < 0.5
+    assert share(0.0) < 0.5 < share(0.1)
 
 
 def test_an_epoch_in_one_call_trains_to_the_same_bits_as_steps_of_their_own(
