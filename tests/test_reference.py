@@ -67,7 +67,8 @@ def test_every_file_of_conf_occurs() -> None:
 
 
 @pytest.mark.parametrize("key, default, allowed", [
-    ("optimizer.lr", "`1e-3`; adamw_finetune: `5e-4`; adamw_head: `3e-3`; sgd: `1e-4`", "number, above 0"),
+    ("optimizer.lr", "`1e-3`; adamw_finetune: `${model.finetune_lr}`; adamw_head: `3e-3`; sgd: `1e-4`",
+     "number, above 0"),
     ("model.head.dropout", "`0.5`", "number, at least 0 and below 1"),
     ("data.fold", "`null`", "whole number, at least 0 or `null`"),
     ("data.on_bad", "`error`; cats_vs_dogs: `skip`", "`error`, `skip`"),

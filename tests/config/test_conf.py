@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import schema, validation
-from experiments.config.identity import dump_yaml, effective
+from experiments.config.identity import dump_yaml, effective, run_identity
 from experiments.system import paths
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -121,6 +121,19 @@ def test_head_optimizer_is_a_slot_of_its_own(config: Read) -> None:
     read = config("optimizer@regime.head_optimizer=adam", "regime=finetune", "regime.head_optimizer.lr=0.125")
     assert (read.regime.head_optimizer.name, read.regime.head_optimizer.lr) == ("adam", 0.125)
     assert read.optimizer.name == "adamw_finetune"
+
+
+def test_a_backbone_names_the_learning_rate_of_its_fine_tuning(config: Read) -> None:
+    tuned = {name: config("regime=finetune", f"model={name}") for name in ("mobilenet_v2", "vgg16", "vgg19")}
+    assert {name: read.optimizer.lr for name, read in tuned.items()} == {
+        "mobilenet_v2": 5e-4, "vgg16": 1e-4, "vgg19": 1e-4,
+    }  # fmt: skip
+    typed = config("regime=finetune", "model=vgg16", "optimizer.lr=5e-4")
+    assert typed.optimizer.lr == 5e-4
+    assert run_identity(typed) == run_identity(config("regime=finetune", "model=vgg16", "model.finetune_lr=5e-4"))
+    assert run_identity(typed) != run_identity(tuned["vgg16"])
+    tutorial = config("experiment=tutorial_finetune", "data.root=x", "model.finetune_lr=0.5")
+    assert tutorial.optimizer.lr == 1e-4, "SGD's, as the tutorial has it"
 
 
 def test_a_sweep_over_regimes_and_their_options_composes(config: Read) -> None:

@@ -18,6 +18,7 @@ NOT_IDENTITY = (
 )  # fmt: skip
 # Keys that only name an input, whose contents are identified by hashes; and the list of what the regime ignores.
 NAMES_OF_INPUTS = ("model.weights", "regime.head_from", "continue_from", "regime.ignores")
+DEFAULTS_OF_OTHERS = ("model.finetune_lr",)  # keys that other keys refer to, whose values say all
 RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run computes
 
 
@@ -75,7 +76,7 @@ def run_identity(config: Config, **facts: str | None) -> str:
     It covers the effective configuration and `facts`: hashes of what it only names, such as data and weights, and the
     version of this package.
     """
-    plain, data = _without(defining(effective(config)), NAMES_OF_INPUTS), config.data
+    plain, data = _without(defining(effective(config)), (*NAMES_OF_INPUTS, *DEFAULTS_OF_OTHERS)), config.data
     plain["data"] = {"image_size": data.image_size}
     # Omitted at their defaults, so that runs of versions that had no such keys keep their identity.
     if data.gray_range is not None:

@@ -159,6 +159,7 @@ class Head(Node):
 
 class Model(Component):
     native_size: int = Field(ge=8)  # side in pixels that the network is made for; the default of data.image_size
+    finetune_lr: float = Field(gt=0)  # the default of optimizer.lr for fine-tuning the network
     weights: str | None
     preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
     blocks: list[str] | None = Field(None, min_length=1)  # prefixes of layer names; null: stages by resolution

@@ -21,7 +21,7 @@ def network_settings(config: Model) -> dict[str, Any]:
     return {
         f"model.{key}": value
         for key, value in config.model_dump(by_alias=True, mode="json").items()
-        if key not in ("name", "weights", "head", "blocks", "native_size")
+        if key not in ("name", "weights", "head", "blocks", "native_size", "finetune_lr")
     }
 
 
