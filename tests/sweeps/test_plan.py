@@ -58,6 +58,20 @@ def test_the_table_of_a_summary_is_wrapped_between_values(width: int, table: lis
     assert [line.split() for line in console.export_text().splitlines() if line.strip()][2:-1] == table
 
 
+def test_the_table_of_a_ladder_is_whole_at_80_columns_and_its_words_too(tmp_path: Path) -> None:
+    header = ["", "rung", "accuracy", "gain", "over", "runs", "seconds", "jobs", ""]
+    first = ["use", "bottleneck", "92.0% [85.8, 98.2]", "", "", "5", "7", "0-4", ""]
+    second = ["", "one_stage", "93.6% [91.7, 95.5]", "+1.5 [-4.1, +7.2]", "bottleneck", "5", "33", "5-9", ""]
+    console = Console(width=80, record=True, file=io.StringIO())
+    summary = {"table": [header, first, second], "objective": "accuracy", "sentences": [], "failures": []}
+    terminal.show_summary(console, summary, tmp_path)
+    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert lines[0] == header[1:-1]
+    assert lines[2] == " ".join(first).split()
+    assert lines[3] == ["one_stage", "93.6%", "[91.7,", "95.5]", "+1.5", "bottleneck", "5", "33", "5-9"]
+    assert lines[4:6] == [["[-4.1,"], ["+7.2]"]]
+
+
 @pytest.mark.parametrize("objective, target, allowed", [
     ("accuracy", 95, "greater than 0 and at most 1,"), ("accuracy", 0, "greater than 0"), ("matthews", -0.5, ""),
     ("loss", 3, ""), ("loss", -1, "greater than 0,"), ("accuracy", 0.95, ""),

@@ -15,6 +15,8 @@ from experiments.sweeps.plan import Inspection, Job, format_short, format_values
 from experiments.system.progress import fits, plain_table
 from experiments.training.types import Status
 
+LONGEST_WORD = 24  # characters of a cell's word that is not broken
+
 
 def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[str]:
     """Return how many jobs there are and how many are done, what they share, and how long they may take."""
@@ -67,17 +69,22 @@ def job_line(job: Job, objective: str, score: float | None) -> str:
 
 
 def summary_table(lines: Sequence[Sequence[str]], objective: str) -> Table:
-    """Return the candidates as a table; its scores are not wrapped."""
+    """Return the candidates as a table; its scores are not wrapped, nor words of a usual length."""
     table = plain_table(lines[0], [objective])
     for line in lines[1:]:
         table.add_row(*line)
+    for column, cells in zip(table.columns, zip(*lines, strict=True), strict=True):
+        words = cells if column.no_wrap else " ".join(cells).split()
+        column.min_width = min(LONGEST_WORD, max(map(len, words), default=0))
     return table
 
 
-def joined(lines: Sequence[Sequence[str]], objective: str) -> list[list[str]]:
-    """Return a table with the swept values in one column, which is wrapped between values where it is narrow."""
+def joined(lines: Sequence[Sequence[str]], objective: str) -> list[Sequence[str]]:
+    """Return a table with several swept values in one column, which is wrapped between values where it is narrow."""
     header, *rows = lines
     at = header.index(objective)
+    if at < 3:
+        return [header, *rows]
     values = (dict(zip(header[1:at], row[1:at], strict=True)) for row in rows)
     texts = [format_values({key: value for key, value in each.items() if value}) for each in values]
     return [[header[0], "values", *header[at:]], *([row[0], t, *row[at:]] for row, t in zip(rows, texts, strict=True))]
@@ -86,8 +93,16 @@ def joined(lines: Sequence[Sequence[str]], objective: str) -> list[list[str]]:
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """Print a summary, the content of summary.json."""
     objective, lines = summary["objective"], [short_keys(summary["table"][0]), *summary["table"][1:]]
+    if not any(line[-1] for line in lines):  # the column of remarks
+        lines = [line[:-1] for line in lines]
     table = summary_table(lines, objective)
-    console.print(table if fits(console, table) else summary_table(joined(lines, objective), objective))
+    if not fits(console, table):
+        table = summary_table(joined(lines, objective), objective)
+        is_wide = fits(console, table, wrapped=True)
+        for column in table.columns:  # words are broken only where columns would be cut off otherwise
+            column.width = column.min_width if is_wide and column.header not in ("values", objective) else None
+            column.min_width = column.min_width if is_wide else None
+    console.print(table)
     for sentence in summary["sentences"]:
         console.print(sentence, soft_wrap=True)
     for text in summary["failures"]:

@@ -32,10 +32,10 @@ def plain_table(columns: Sequence[str], numbers: Collection[str], **options: Any
     return table
 
 
-def fits(console: Console, table: Table) -> bool:
-    """Return whether a console is wide enough for a table without wrapped cells."""
-    unlimited = console.options.update(max_width=sys.maxsize)
-    return console.measure(table, options=unlimited).maximum <= console.width
+def fits(console: Console, table: Table, *, wrapped: bool = False) -> bool:
+    """Return whether a console is wide enough for a table without wrapped cells, or with cells wrapped at words."""
+    needed = console.measure(table, options=console.options.update(max_width=sys.maxsize))
+    return (needed.minimum if wrapped else needed.maximum) <= console.width
 
 
 class PlainConsole(Console):
