@@ -120,9 +120,10 @@ class FeatureTable:
         whole, is_augmented = request.images.whole, request.view is not None
         # A view of these may be computed from a whole batch of images, in which no validation image may be then.
         is_foreign = bool(components.extra_layers) or not config.augmentation.target.startswith("experiments.")
-        selects = whole is not None and not (is_augmented and is_foreign)
-        self.images = whole if whole and selects else request.images
-        self.selection = request.images.rows if selects else None  # the rows that are requested; None: all
+        self.images: ImageSet = request.images
+        self.selection: np.ndarray | None = None  # the rows that are requested; None: all
+        if whole is not None and not (is_augmented and is_foreign):
+            self.images, self.selection = whole, request.images.rows
         self.hashes = tuple(entry.sha256 for entry in self.images.entries)
         self.dtype: str = config.regime.activations
         row: tuple[int, ...] = tuple(request.network_split.frozen_part.output_shape[1:])
@@ -231,7 +232,7 @@ class FeatureTable:
         return rows.astype(self.dtype)
 
     def rows(self, selection: np.ndarray | None) -> Rows:
-        """Return the rows with these indices, or all, in memory if the table is small, as of pooled features it is."""
+        """Return the rows with these indices, None for all; in memory if the table is small, as pooled features are."""
         shards = [self.found[start] for start in self.shards]
         small = len(self.images) * self.row_bytes <= array_cache.RESIDENT
         rows = Rows([np.concatenate(shards)] if small else shards)
@@ -267,7 +268,7 @@ def compute(
     forward: Callable[..., Callable[..., list[np.ndarray]]],
     progress: Progress,
 ) -> None:
-    """Run one split's images through the network and store the missing shards of its tables.
+    """Run the images of tables through the network and store the missing shards of its tables.
 
     Args:
         tables: tables of the same images.
