@@ -29,7 +29,7 @@ from experiments.config.hydra_errors import disk_full, explain
 from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
-from experiments.reuse import continuation, like, resume
+from experiments.reuse import like, resume
 from experiments.runs.active_run import AUTO, check_same
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan
@@ -153,7 +153,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
         return None
     paths.check_directory()  # after resume=, which may have changed the directory
     # Redacted after resume= and like= are expanded, because they may add addresses with passwords.
-    return deferring(redaction.conceal_arguments(with_data_source(like.expand(continuation.expand(command)))))
+    return deferring(redaction.conceal_arguments(with_data_source(like.expand(command))))
 
 
 def with_data_source(command: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ import yaml
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import lr
-from experiments.reuse import continuation, resume
+from experiments.reuse import like, resume
 from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import RunDirectory
@@ -216,14 +216,14 @@ def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(run_here:
     with pytest.raises(SystemExit, match=r"is not finished \(KILLED\).*resume=.*a-copy"):
         run_here(f"continue={short}", "epochs=4", *QUIET)
     with pytest.raises(ConfigError, match="one run at a time"):
-        continuation.expand([f"continue={short}", "like=other"])
+        like.without_continue([f"continue={short}", "like=other"])
 
 
 def test_a_run_is_found_by_the_end_of_its_name(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
     assert [resume.find(name, [], "resume") for name in ("copy", "-copy", "a-copy")] == [short] * 3
-    assert continuation.expand(["continue=copy", "epochs=4"]) == [
+    assert like.without_continue(["continue=copy", "epochs=4"]) == [
         f"like='{short}'", "epochs=4", f"++continue_from='{short}'"
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"continue: must be a run's folder, or the id or the end of the name"):
-        continuation.expand(["continue=opy", "epochs=4"])
+        like.without_continue(["continue=opy", "epochs=4"])

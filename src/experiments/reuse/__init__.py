@@ -1,1 +1,1 @@
-"""`resume=RUN` and `like=RUN`: a recorded run's command, or its configuration, used again."""
+"""`resume=RUN`, `like=RUN` and `continue=RUN`: a recorded run's command, or its configuration, used again."""

@@ -1,4 +1,4 @@
-"""Expansion of `like=RUN` to overrides that reproduce another run's logged configuration.
+"""Expansion of `like=RUN` and `continue=RUN` to overrides that reproduce another run's logged configuration.
 
 They precede the overrides of the command line, which thus take precedence. The configuration may have been written by
 somebody else and is treated as data: unknown keys, `hydra.*`, trusted packages and interpolations are never taken from
@@ -24,6 +24,8 @@ from experiments.config.messages import unknown_key
 from experiments.config.overrides import compose_config, format_value, leaves, quoted, split_key, value_at
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
+from experiments.reuse import resume
+from experiments.runs.continuation import KEY
 from experiments.runs.location import local_folder, store_of
 from experiments.runs.run_directory import CONFIG
 from experiments.system.paths import CONF
@@ -36,12 +38,12 @@ DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
 
 
 def expand(given: Sequence[str]) -> list[str]:
-    """Return the command line with `like=RUN`, if it is there, replaced by overrides, which precede all others.
+    """Return the command line with `like=` or `continue=RUN` replaced by overrides, which precede all others.
 
     Raises:
         ConfigError: there is no such run, or its configuration cannot be used.
     """
-    named, rest = split_key(given, "like")
+    named, rest = split_key(without_continue(given), "like")
     unused.brought.clear()  # an earlier run of this process may have been like another one
     if not named:
         return rest
@@ -90,6 +92,21 @@ def expand(given: Sequence[str]) -> list[str]:
     unused.brought[:] = lines
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
     return [*rest[:first], *lines, *rest[first:]]
+
+
+def without_continue(given: Sequence[str]) -> list[str]:
+    """Return the command line with `continue=RUN` replaced by `like=` and the key that names that run's folder."""
+    named, rest = split_key(given, "continue")
+    if not named:
+        return rest
+    likes = [argument for argument in rest if argument.startswith("like=")]
+    if len(named) > 1 or likes:
+        received = [*(f"continue={name}" for name in named), *likes]
+        raise ConfigError(
+            f"continue: one run at a time, whose configuration is taken over. Received: {' '.join(received)}"
+        )
+    folder = quoted(str(resume.find(named[0], rest, "continue")))
+    return [f"like={folder}", *rest, f"++{KEY}={folder}"]
 
 
 def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
