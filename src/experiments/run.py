@@ -21,11 +21,12 @@ from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset, Manifest, SplitSettings
 from experiments.errors import ConfigError, DataError, Pruned
+from experiments.evaluation import training_checks
 from experiments.evaluation.calibration import confidence_metrics
 from experiments.evaluation.decision import Decision, choose_threshold, threshold_warnings
 from experiments.evaluation.evaluate import Report, evaluate, report_on
 from experiments.evaluation.per_class import class_columns
-from experiments.evaluation.training_checks import check_joined, check_reached, keep_error, training_warnings
+from experiments.evaluation.training_checks import best_epoch, candidate_epochs, keep_error
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.regimes import continuation
 from experiments.regimes.build import build
@@ -82,9 +83,11 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         # No failing check, figure or upload may lose the results: errors are raised after everything is written.
         errors: list[Exception] = []
         warnings: list[str] = []
-        first = active.facts.get("first_candidate", 0)
+        candidates = candidate_epochs(result.history, active.facts.get("first_candidate", 0))
+        best = best_epoch(candidates, config.monitor)
         with keep_error(errors, "the warnings"):
-            warnings = known.get("warnings") or training_warnings(config, result, dataset.validation.labels, first)
+            labels = dataset.validation.labels
+            warnings = known.get("warnings") or training_checks.warnings_of(config, result, best, labels)
             warnings += [warning for warning in threshold_warnings(config, decision) if warning not in warnings]
         active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
                     **decision.facts())  # fmt: skip
@@ -96,11 +99,11 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         of_classes = {name: value for report in reports.values() for name, value in class_metrics(report).items()}
         facts = {**result.facts, **decision.facts(), **({"warnings": "\n".join(warnings)} if warnings else {})}
         tracker.results(metrics | of_classes, facts, ended)
-        errors += finish(components, dataset, result, reports, active, tracker)
+        errors += finish(components, dataset, result, best, reports, active, tracker)
         active.note(failures=[f"{type(error).__name__}: {error}" for error in errors])
         for sentence in warnings:
             _log.warning(sentence)
-        epochs = epoch_lines(result.history, config.monitor, config.best_weights, first)
+        epochs = epoch_lines(candidates, config.monitor, config.best_weights)
         print_results(console, directory.folder, reports, tracker.run_id, epochs)
         for error in errors[1:]:
             _log.error("%s", error, exc_info=error)
@@ -176,19 +179,18 @@ def times(
 
 
 def finish(
-    components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
-    active: ActiveRun, tracker: mlflow_run.MlflowRun,
+    components: RunComponents, dataset: Dataset, result: TrainingResult, best: EpochRecord | None,
+    reports: Mapping[str, Report], active: ActiveRun, tracker: mlflow_run.MlflowRun,
 ) -> list[Exception]:  # fmt: skip
     """Check the result, draw the figures, log files and model; return the errors of steps that failed."""
     config, errors = components.config, list[Exception]()
     with keep_error(errors, "the comparison of the joined model with the reported scores"):
-        check_joined(config, result, dataset)
+        training_checks.check_joined(config, result, dataset)
     is_sound = not errors
     with keep_error(errors, "must_reach"):
-        check_reached(config, result)
+        training_checks.check_reached(config, result)
     with keep_error(errors, "the figures"):
-        first = active.facts.get("first_candidate", 0)
-        save_figures(active.directory.figures, components, dataset, result, reports, first)
+        save_figures(active.directory.figures, components, dataset, result.history, best, reports)
     if not config.sweep.job:  # the winner of a sweep has a report
         with keep_error(errors, "the predictions for the training images"):
             write_training_predictions(active.directory, dataset, result, reports["validation"].decision)

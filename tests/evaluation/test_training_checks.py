@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.config import schema
-from experiments.evaluation.training_checks import training_warnings
+from experiments.evaluation.training_checks import best_epoch, candidate_epochs, warnings_of
 from experiments.training.types import EpochRecord, TrainingResult
 
 Read = Callable[..., schema.Config]
@@ -45,6 +45,11 @@ def fitted(
         for epoch, loss in enumerate(losses)
     )
     return dataclasses.replace(TrainingResult(cast(Any, None), (head, *history), {"validation": scores(36)}), **more)
+
+
+def found_in(config: schema.Config, outcome: TrainingResult, labels: np.ndarray) -> list[str]:
+    best = best_epoch(candidate_epochs(outcome.history, 0), config.monitor)
+    return warnings_of(config, outcome, best, labels)
 
 
 NORMAL: dict[str, tuple[tuple[str, ...], TrainingResult]] = {
@@ -94,13 +99,13 @@ OFF: dict[str, tuple[tuple[str, ...], TrainingResult, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", NORMAL)
 def test_a_normal_run_has_no_warning(name: str, config: Read) -> None:
     settings, outcome = NORMAL[name]
-    assert training_warnings(config("regime=finetune", *settings), outcome, LABELS) == []
+    assert found_in(config("regime=finetune", *settings), outcome, LABELS) == []
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_what_is_off_has_a_sentence_with_what_to_try(name: str, config: Read) -> None:
     settings, outcome, patterns = OFF[name]
-    found = training_warnings(config("regime=finetune", *settings), outcome, LABELS)
+    found = found_in(config("regime=finetune", *settings), outcome, LABELS)
     assert len(found) == len(patterns)
     for sentence, pattern in zip(found, patterns, strict=True):
         assert re.search(pattern, sentence), sentence
@@ -110,4 +115,4 @@ def test_chance_is_that_of_the_number_of_classes(config: Read) -> None:
     ten = {"validation": np.full((40, 10), 0.1)}
     curves = ([1.0, 1.5, 1.6, 1.7, 1.8, 2.0], [2.0] * 6)
     assert all(value < math.log(10) for curve in curves for value in curve)
-    assert training_warnings(config("regime=finetune"), fitted(*curves, scores=ten), LABELS % 10) == []
+    assert found_in(config("regime=finetune"), fitted(*curves, scores=ten), LABELS % 10) == []

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report, evaluate
 from experiments.evaluation.statistics import Interval
+from experiments.evaluation.training_checks import candidate_epochs
 from experiments.reports.text import (
     class_metrics,
     epoch_lines,
@@ -138,11 +139,12 @@ def test_the_best_epoch_of_the_last_phase() -> None:
         for epoch, loss in enumerate(values)
     )
     line = "best epoch 2 of 3 (finetune, validation_loss 0.300), "
-    assert epoch_lines(history, "validation_loss", best_weights=False) == [f"{line}the last one is the result"]
-    assert epoch_lines(history, "validation_loss", best_weights=True) == [f"{line}whose weights are the result"]
-    assert epoch_lines(history, "validation_accuracy", best_weights=True) == epoch_lines((), "loss", False) == []
+    candidates = candidate_epochs(history, 0)
+    assert epoch_lines(candidates, "validation_loss", best_weights=False) == [f"{line}the last one is the result"]
+    assert epoch_lines(candidates, "validation_loss", best_weights=True) == [f"{line}whose weights are the result"]
+    assert epoch_lines(candidates, "validation_accuracy", best_weights=True) == epoch_lines((), "loss", False) == []
     counted = "best epoch 3 of 3 (finetune, validation_loss 0.400; epochs before 3 do not count), whose weights are"
-    assert epoch_lines(history, "validation_loss", True, first=2) == [f"{counted} the result"]
+    assert epoch_lines(candidate_epochs(history, 2), "validation_loss", True) == [f"{counted} the result"]
 
 
 def test_commands_for_a_finished_run() -> None:

@@ -320,20 +320,16 @@ def disagreements(comparison: Comparison) -> list[Disagreement]:
     found = []
     for key in dict.fromkeys(key for group in comparison.groups for key in group.images):
         predictions = tuple(group.predict(key) for group in comparison.groups)
-        right = [prediction.right for prediction in predictions if prediction]
-        if max(right) - min(right) < APART:
+        known = [prediction for prediction in predictions if prediction]
+        apart = max(prediction.right for prediction in known) - min(prediction.right for prediction in known)
+        if apart < APART:
             continue
         runs = [run for group in comparison.groups for run in group.evaluated if key in run.predictions]
         stored = [run.facts for run in runs if run.facts.data]
         directories = tuple(dict.fromkeys(str(run.data) for run in stored))
         decoder_settings = DecoderSettings.logged(stored[0].params if stored else {})
         image = runs[0].predictions[key]
-        found.append(Disagreement(image.path, image.sha256, image.label, predictions, directories, decoder_settings))
-
-    def order(image: Disagreement) -> tuple[float, float, str]:
-        known = [prediction for prediction in image.predictions if prediction]
-        right = [prediction.right for prediction in known]
-        wrong = [prediction.confidence for prediction in known if prediction.predicted != image.label]
-        return min(right) - max(right), -max(wrong, default=0.0), image.path
-
-    return sorted(found, key=order)
+        sure = max((prediction.confidence for prediction in known if prediction.predicted != image.label), default=0.0)
+        unlike = Disagreement(image.path, image.sha256, image.label, predictions, directories, decoder_settings)
+        found.append(((-apart, -sure, image.path), unlike))
+    return [unlike for _, unlike in sorted(found, key=lambda pair: pair[0])]

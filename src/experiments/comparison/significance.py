@@ -103,28 +103,26 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     known = set(other.images)
     common = [image for image in first.images if image in known]
     seeds = [seed for seed in first.by_seed if seed in other.by_seed]
-    least = min(len(first.by_seed), len(other.by_seed))
+    sides, least = (first, other), min(len(first.by_seed), len(other.by_seed))
     if len(common) < 2:
-        images = first.images, other.images
-        folds = first.folds_of(images[0]), other.folds_of(images[1])
-        chosen = [None if least > 1 or all(folds) else list(side.by_seed)[:1] for side in (first, other)]
-        a, b = first.matrix(images[0], chosen[0]), other.matrix(images[1], chosen[1])
-        found = unpaired_difference(a, b, folds=folds if all(folds) else (None, None))
-        some_seeds = len(a) < len(first.by_seed) or len(b) < len(other.by_seed)
-        return replace(found, paired=False, runs=(len(a), len(b)), some_seeds=some_seeds)
-    folded = first.folds_of(common)
-    if folded != other.folds_of(common):
-        folded, least = None, 1
-    matched = folded is None and least > 1 and len(seeds) > 1
-    if folded is None and least == 1:
-        a, b = (side.matrix(common, (seeds or list(side.by_seed))[:1]) for side in (first, other))
+        folds = first.folds_of(first.images), other.folds_of(other.images)
+        single = least == 1 and not all(folds)
+        a, b = (side.matrix(side.images, list(side.by_seed)[:1] if single else None) for side in sides)
+        found = replace(unpaired_difference(a, b, folds=folds if all(folds) else (None, None)), paired=False)
     else:
-        a, b = (side.matrix(common, seeds if matched else None) for side in (first, other))
-    found = difference(a, b, folds=folded, matched_seeds=matched)
-    by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if matched else ()
-    partly = len(common) < max(len(first.images), len(known))
+        folded = first.folds_of(common)
+        if folded != other.folds_of(common):
+            folded, least = None, 1
+        matched = folded is None and least > 1 and len(seeds) > 1
+        if folded is None and least == 1:
+            a, b = (side.matrix(common, (seeds or list(side.by_seed))[:1]) for side in sides)
+        else:
+            a, b = (side.matrix(common, seeds if matched else None) for side in sides)
+        by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if matched else ()
+        partly = len(common) < max(len(first.images), len(known))
+        found = replace(difference(a, b, folds=folded, matched_seeds=matched), partly=partly, by_seed=by_seed)
     some_seeds = len(a) < len(first.by_seed) or len(b) < len(other.by_seed)
-    return replace(found, partly=partly, runs=(len(a), len(b)), some_seeds=some_seeds, by_seed=by_seed)
+    return replace(found, runs=(len(a), len(b)), some_seeds=some_seeds)
 
 
 def difference(

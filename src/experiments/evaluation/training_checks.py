@@ -61,14 +61,14 @@ def check_reached(config: Config, result: TrainingResult) -> None:
         )
 
 
-def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray, first: int = 0) -> list[str]:
+def warnings_of(config: Config, result: TrainingResult, best: EpochRecord | None, labels: np.ndarray) -> list[str]:
     """Return a sentence for everything that looks wrong in a finished training, with advice on what to try.
 
-    The labels [N] int32 are those of the validation images; for `first` see `best_epoch`.
+    `best` is its best epoch; the labels [N] int32 are those of the validation images.
     """
-    curve, best = last_phase(result.history), best_epoch(result.history, config.monitor, first)
     if best is None:  # a regime without epochs
         return []
+    curve = last_phase(result.history)
     monitored = [record.metrics[config.monitor] for record in curve]
     kept = best if config.best_weights else curve[-1]
     scores = result.scores["validation"]
@@ -80,15 +80,16 @@ def training_warnings(config: Config, result: TrainingResult, labels: np.ndarray
     return [sentence for sentence in found if sentence]
 
 
-def best_epoch(history: Sequence[EpochRecord], monitor: str, first: int = 0) -> EpochRecord | None:
-    """Return the best epoch of a run's last phase, the first with the best value of the metric `monitor`.
+def candidate_epochs(history: Sequence[EpochRecord], first: int) -> list[EpochRecord]:
+    """Return the epochs of a run's last phase that can be its best one: from `first` on, its `first_candidate`."""
+    return [record for record in last_phase(history) if record.epoch >= first]
 
-    It is None if no epoch has this metric. Epochs before `first` do not count: those of a finished run that this one
-    has trained further, but whose scores or best weights it could not take over.
-    """
-    curve = [record for record in last_phase(history) if monitor in record.metrics and record.epoch >= first]
+
+def best_epoch(candidates: Sequence[EpochRecord], monitor: str) -> EpochRecord | None:
+    """Return the first epoch with the best value of the metric `monitor`; None if no epoch has this metric."""
     pick = min if monitor == "validation_loss" else max
-    return pick(curve, key=lambda record: record.metrics[monitor], default=None)
+    known = (record for record in candidates if monitor in record.metrics)
+    return pick(known, key=lambda record: record.metrics[monitor], default=None)
 
 
 def diverged(config: Config, curve: Sequence[EpochRecord], kept: EpochRecord, classes: int) -> str | None:

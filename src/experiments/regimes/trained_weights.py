@@ -93,7 +93,7 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
     """Return what a run directory records about its training.
 
     Returns:
-        `seconds` (metric -> value), `warnings` and `first_candidate` (see `best_epoch`).
+        `seconds` (metric -> value), `warnings` and `first_candidate` (see `candidate_epochs`).
 
     Raises:
         ConfigError: the directory does not hold a finished run of this identity.

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data.input_pipeline import image_batches
-from experiments.data.types import Dataset, ImageSet
+from experiments.data.types import Dataset
 from experiments.evaluation.evaluate import Report
-from experiments.evaluation.training_checks import best_epoch
 from experiments.reports import plots
-from experiments.training.types import RunComponents, TrainingResult
+from experiments.training.types import EpochRecord, RunComponents
 
 
 def save_figures(
-    folder: Path, components: RunComponents, dataset: Dataset, result: TrainingResult, reports: Mapping[str, Report],
-    first: int = 0,
+    folder: Path, components: RunComponents, dataset: Dataset, history: Sequence[EpochRecord],
+    best: EpochRecord | None, reports: Mapping[str, Report],
 ) -> None:  # fmt: skip
     """Write the figures of a run as PNG files; of a sweep's job only the curves, as the winner has all figures."""
     folder.mkdir(exist_ok=True)
-    drawn = {}
-    if result.history:
-        best = best_epoch(result.history, components.config.monitor, first)
-        drawn["learning_curves"] = plots.learning_curves(result.history, best)
+    drawn = {"learning_curves": plots.learning_curves(history, best)} if history else {}
     if "augmentation" not in components.config.regime.ignores and not components.config.sweep.job:
         drawn["augmented"] = augmented_sample(components, dataset)
-    for split, report in reports.items() if not components.config.sweep.job else ():
-        images = dataset.validation if split == "validation" else dataset.test
-        assert images is not None
-        drawn |= report_figures(report, functools.partial(rows_of, images))
+    for images in () if components.config.sweep.job else dataset.scored(test=True):
+        if images.split in reports:
+            drawn |= report_figures(reports[images.split], lambda rows, of=images: of.pixels[rows])
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
@@ -42,10 +36,6 @@ def report_figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray])
     drawn = {"confusion": plots.confusion_matrix(report), "mistakes": plots.mistakes(report, pixels_of)}
     drawn |= plots.ranking(report)
     return {f"{report.split}_{name}": figure for name, figure in drawn.items()}
-
-
-def rows_of(images: ImageSet, rows: list[int]) -> np.ndarray:
-    return images.pixels[rows]
 
 
 def augmented_sample(components: RunComponents, dataset: Dataset) -> Figure:

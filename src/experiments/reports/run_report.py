@@ -23,7 +23,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.decision import recorded
 from experiments.evaluation.evaluate import METRICS, Report
 from experiments.evaluation.per_class import confusion_shares, worst_first
-from experiments.evaluation.training_checks import best_epoch
+from experiments.evaluation.training_checks import best_epoch, candidate_epochs
 from experiments.reports import image_sections, label_section, page, plots
 from experiments.reports.text import accuracy_line, epoch_lines, format_score
 from experiments.reuse import like
@@ -86,17 +86,18 @@ def write(
 
 def html(run: RunRecord, root: Path | None, model: Callable[[], keras.Model] | None) -> str:
     """Return the page."""
-    monitor, first = str(run.plain.get("monitor")), run.facts.get("first_candidate", 0)
+    monitor = str(run.plain.get("monitor"))
+    candidates = candidate_epochs(run.history, run.facts.get("first_candidate", 0))
     near_duplicates = run.directory.near_duplicates()
     ended = (run.facts.get("ended") or 0) / 1000  # seconds since 1970
     called = dict(run.facts["command"])
     if called.get("config_name") == "config":
         del called["config_name"]
-    best = epoch_lines(run.history, monitor, bool(run.plain.get("best_weights")), first)
+    best = epoch_lines(candidates, monitor, bool(run.plain.get("best_weights")))
     gallery = image_sections.gallery(run.reports["validation"], run.plain, root, model)
     figures = {}
     if run.history:
-        figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(run.history, monitor, first)))
+        figures["curves"] = page.svg(plots.learning_curves(run.history, best_epoch(candidates, monitor)))
     for split, report in run.reports.items():
         if report.predictions[0].probabilities:  # which an old run lacks
             drawn = plots.ranking(report) | {"precision_recall": plots.precision_recall(report)}

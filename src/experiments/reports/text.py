@@ -50,12 +50,12 @@ def print_results(
     console.print("\n".join([*places, *next_commands(folder)]), highlight=False, markup=False, soft_wrap=True)
 
 
-def epoch_lines(history: Sequence[EpochRecord], monitor: str, best_weights: bool, first: int = 0) -> list[str]:
-    """Return a line about the best epoch of a run's last phase, if there is one, and whether its weights are kept."""
-    best = best_epoch(history, monitor, first)
+def epoch_lines(candidates: Sequence[EpochRecord], monitor: str, best_weights: bool) -> list[str]:
+    """Return a line about the best one of a run's `candidate_epochs`, if there is one, and whose weights are kept."""
+    best = best_epoch(candidates, monitor)
     if best is None:
         return []
-    last = history[-1]
+    first, last = candidates[0].epoch, candidates[-1]
     kept = "whose weights are the result" if best_weights or best is last else "the last one is the result"
     counted = f"; epochs before {first + 1} do not count" if first else ""
     value = f"{best.phase}, {monitor} {best.metrics[monitor]:.3f}"
