@@ -85,20 +85,20 @@ def test_seeds_are_averaged_and_give_a_claim_about_the_setting() -> None:
 def test_pairs_with_the_largest_difference_come_first(two: Comparison) -> None:
     found = compare_classes(two)
     assert found.pairs == [(0, 2), (1, 0), (2, 0)]
-    table = by_class.confusion_table(two, found)
+    table = by_class.confusion_table(found)
     assert table[0] == ["true → predicted", "1", "2"]
     assert table[1] == ["daisy → tulip", "1 (10.0%)", "5 (50.0%) +40.0"]
-    assert len(by_class.confusion_table(two, found, 1)) == 2
+    assert len(by_class.confusion_table(found, 1)) == 2
 
 
 def test_the_tables_have_intervals_and_differences(two: Comparison) -> None:
     found = compare_classes(two)
-    header, daisy, *_ = by_class.class_table(two, found)
+    header, daisy, *_ = by_class.class_table(found)
     assert header[2:5] == ["recall 1", "recall 2", "2 from first"]
     assert header[5:] == ["precision 1", "precision 2", "F1 1", "F1 2"]
     assert daisy[:4] == ["daisy", "10", "90.0% [59.6, 98.2]", "50.0% [23.7, 76.3]"]
     assert daisy[4].startswith("-40.0 [") and daisy[5:] == ["90.0%", "83.3%", "0.900", "0.625"]
-    brief = by_class.brief_class_table(two, found)
+    brief = by_class.brief_class_table(found)
     assert brief[0] == ["class", "images", "1", "2", "from first"] and brief[1][:4] == ["daisy", "10", "90.0%", "50.0%"]
     assert brief[3] == ["tulip", "1", "0.0%", "100.0%", "–"]
 
@@ -106,7 +106,7 @@ def test_the_tables_have_intervals_and_differences(two: Comparison) -> None:
 def test_of_many_groups_an_asterisk_marks_significant_differences() -> None:
     runs = [evaluated("a", LABELS), evaluated("b", ("tulip",) * 10 + LABELS[10:]), evaluated("c", FIRST)]
     made = comparison(*([run] for run in runs))
-    header, daisy, *_ = by_class.brief_class_table(made, compare_classes(made))
+    header, daisy, *_ = by_class.brief_class_table(compare_classes(made))
     assert header == ["class", "images", "1", "2", "3"] and daisy == ["daisy", "10", "100.0%", "0.0%*", "90.0%"]
 
 
@@ -118,18 +118,18 @@ def test_of_many_classes_those_that_differ_most_are_shown() -> None:
     runs = [evaluated(name, row, classes=classes, labels=labels) for name, row in (("a", labels), ("b", other))]
     made = comparison(*([run] for run in runs))
     found = compare_classes(made)
-    assert 30 in found.largest(1) and len(by_class.class_table(made, found)) == 41
+    assert 30 in found.largest(1) and len(by_class.class_table(found)) == 41
     assert by_class.shown_of(found, 10) == ": the 10 of 50 with the largest differences"
-    rows = by_class.class_rows(made, found)
+    rows = by_class.class_rows(found)
     assert len(rows) == 100 and rows[61]["recall_difference"] == -1
 
 
 def test_csv_files_hold_every_class_and_pair_as_numbers(two: Comparison) -> None:
     found = compare_classes(two)
-    classes = by_class.class_rows(two, found)
+    classes = by_class.class_rows(found)
     assert [(row["class"], row["number"]) for row in classes] == [(name, at) for name in FLOWERS for at in (1, 2)]
     assert classes[1]["recall_difference"] == pytest.approx(-0.4) and classes[0]["p_value"] is None
-    assert by_class.confusion_rows(two, found)[1] == {
+    assert by_class.confusion_rows(found)[1] == {
         "true": "daisy", "predicted": "tulip", "number": 2, "label": "name=b", "images": 5.0, "share": 0.5,
         "share_difference": pytest.approx(0.4),
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_shares_that_are_equal_but_for_floating_point_error_do_not_differ() -> N
     both = comparison(several, [evaluated("b", "bbbbbbbbbd", **options)])
     found = compare_classes(both)
     assert 0.1 != found.share(0, (1, 3)) == pytest.approx(0.1)
-    (row,) = (row for row in by_class.confusion_table(both, found) if row[0] == "b → d")
+    (row,) = (row for row in by_class.confusion_table(found) if row[0] == "b → d")
     assert row == ["b → d", "1 (10.0%)", "1 (10.0%) +0.0"]
 
 

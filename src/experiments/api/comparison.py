@@ -13,9 +13,12 @@ from experiments.api.display import Page
 from experiments.api.process import unchanged_libraries
 from experiments.api.run import Run, load
 from experiments.api.sweep import Sweep
-from experiments.comparison.comparison import Comparison as Compared
+from experiments.comparison import comparison as comparisons
+from experiments.comparison import text as comparison_text
+from experiments.comparison.class_differences import compare_classes
 from experiments.errors import ConfigError
 from experiments.system.paths import tracking_uri
+from experiments.tracking.queries import find_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +31,7 @@ class Comparison:
     the images that are compared: validation or test.
     """
 
-    def __init__(self, compared: Compared, uri: str) -> None:
+    def __init__(self, compared: comparisons.Comparison, uri: str) -> None:
         self._compared, self._uri = compared, uri
         self.split = compared.split
 
@@ -39,8 +42,6 @@ class Comparison:
         return "\n".join(self.sentences)
 
     def _repr_html_(self) -> str:
-        from experiments.comparison import text as comparison_text
-
         tables = [comparison_text.score_table(self._compared), *comparison_text.metric_tables(self._compared)]
         differing = comparison_text.configuration_tables(self._compared)[0]
         tables += [differing] if len(differing) > 1 else []
@@ -49,8 +50,6 @@ class Comparison:
     @cached_property
     def sentences(self) -> list[str]:
         """The findings in sentences: accuracies against the baseline, each row against the first, and limitations."""
-        from experiments.comparison import text as comparison_text
-
         return comparison_text.sentences(self._compared)
 
     @cached_property
@@ -63,11 +62,8 @@ class Comparison:
         """
         import pandas as pd
 
-        from experiments.comparison import text as comparison_text
-        from experiments.comparison.comparison import configuration
-
         table = pd.DataFrame(comparison_text.group_rows(self._compared)).set_index("number")
-        for key in configuration(self._compared.groups):
+        for key in comparisons.configuration(self._compared.groups):
             with contextlib.suppress(ValueError):  # not every value of this key is a number
                 table[key] = pd.to_numeric(table[key].replace("", "none"))  # an empty text is no number
         return table
@@ -102,7 +98,6 @@ class Comparison:
             log: whether to log the files to MLflow.
         """
         from experiments.comparison import page as comparison_page
-        from experiments.comparison.class_differences import compare_classes
 
         place = Path(folder) if folder else None
         root = Path(data) if data else None
@@ -125,9 +120,6 @@ def compare(
     Raises:
         ConfigError: there is no such run, no job of the sweeps has finished, or the runs are in several MLflow stores.
     """
-    from experiments.comparison.comparison import compare as compared
-    from experiments.tracking.queries import find_runs
-
     if not runs:
         raise ConfigError("compare: give at least one run")
     named = [run if isinstance(run, Run) else load(run, uri=uri) for run in runs if not isinstance(run, Sweep)]
@@ -141,4 +133,4 @@ def compare(
     single, of_sweeps = (
         find_runs(store, [run.id or Path(str(run.folder)) for run in chosen]) for chosen in (named, jobs)
     )
-    return Comparison(compared(store, single, split, of_sweeps), store)
+    return Comparison(comparisons.compare(store, single, split, of_sweeps), store)

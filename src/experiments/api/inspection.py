@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from experiments.api import display
 from experiments.api.overrides import command
 from experiments.api.process import executing
@@ -21,11 +23,11 @@ from experiments.errors import ConfigError
 from experiments.inspection.parts import OF_RUNS, OPTIONS
 from experiments.runs import candidate_runs
 from experiments.sweeps import sweep_directory
+from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.startup import quiet_start
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL import Image
 
     from experiments.deploy.saved_run import Trained
     from experiments.inspection.inspection import Inspection
@@ -54,8 +56,6 @@ class Inspected:
     @cached_property
     def figure(self) -> Image.Image | None:
         """The figure; None if there is nothing to draw."""
-        from PIL import Image
-
         return Image.open(io.BytesIO(self._png)) if self._png else None
 
     @cached_property
@@ -147,7 +147,6 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         The result, and the run that it belongs to; None for a sweep.
     """
     from experiments.sweeps import summary
-    from experiments.system.progress import PlainConsole, Terminal
 
     run = sweep = None
     try:

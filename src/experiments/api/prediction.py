@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from experiments.errors import ConfigError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
 def list_images(images: Any) -> list[str | np.ndarray | Image.Image]:
@@ -40,9 +39,6 @@ def list_images(images: Any) -> list[str | np.ndarray | Image.Image]:
 
 def _each(images: Any) -> Iterator[Any]:
     """Yield paths, arrays of one image and PIL images, out of sequences of them; other inputs are a ConfigError."""
-    import numpy as np
-    from PIL import Image
-
     if isinstance(images, str | os.PathLike | Image.Image):
         yield images
         return

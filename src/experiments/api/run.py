@@ -8,23 +8,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from experiments.api import display
 from experiments.api.display import Page
+from experiments.api.prediction import ImageLike, list_images
 from experiments.api.process import unchanged_libraries
 from experiments.config.schema import Config
 from experiments.data.types import SPLITS
 from experiments.deploy import saved_run
+from experiments.deploy.prediction_writers import Confidence
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.runs import curves, predictions
-from experiments.runs.run_directory import CURVES, FIGURES
+from experiments.runs.run_directory import CURVES, FIGURES, REPORT
+from experiments.system.progress import PlainConsole, Terminal
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
-    from PIL import Image
-
-    from experiments.api.prediction import ImageLike
 
 
 class Run:
@@ -143,8 +146,6 @@ class Run:
         Raises:
             ConfigError: the run has no such figure; the message names those that it has.
         """
-        from PIL import Image
-
         folder = self._trained.file(FIGURES)
         known = sorted(path.stem for path in folder.glob("*.png")) if folder else []
         found = next((stem for stem in (f"{split}_{name}", name) if stem in known), None)
@@ -195,21 +196,15 @@ class Run:
         Raises:
             ConfigError: a path does not exist, an array is none of an image, or the run does not allow the options.
         """
-        from PIL import Image
-
-        from experiments.api import prediction
         from experiments.deploy.predict import predictions
-        from experiments.deploy.prediction_writers import Confidence
         from experiments.deploy.rejection import prepare
-        from experiments.images.decoder_settings import DecoderSettings
-        from experiments.system.progress import PlainConsole, Terminal
 
         if batch_size < 1:
             raise ConfigError(f"batch_size: must be 1 or more. Received: {batch_size}")
         for name, value in (("reject", reject), ("unlike", unlike)):
             if value is not None and not 0 < value <= 1:
                 raise ConfigError(f"{name}: must be above 0, at most 1, such as 0.99, or None. Received: {value}")
-        listed, rows = prediction.list_images(images), list[list[Any]]()
+        listed, rows = list_images(images), list[list[Any]]()
         confidence = Confidence(reject, calibrated, unlike, Path(data) if data else None)
         progress = Terminal(PlainConsole())
         model, distances, answers, sentences = prepare(self._trained, confidence, lambda: self.model, progress)
@@ -233,7 +228,6 @@ class Run:
             ConfigError: the run's files do not exist any more.
         """
         from experiments.inspection import report
-        from experiments.runs.run_directory import REPORT
 
         path = self._trained.file(REPORT)
         return Page(path if path is not None else report.write(self._trained))

@@ -153,8 +153,8 @@ def show_classes(console: Console, comparison: Comparison, found: ClassCompariso
         return
     title = f"recall by class{comparison_classes.shown_of(found, comparison_classes.BRIEF_CLASSES)}"
     title += "; * significantly different from the first" if len(comparison.groups) > 2 else ", differences in points"
-    table(console, comparison_classes.brief_class_table(comparison, found), title)
-    pairs = comparison_classes.confusion_table(comparison, found, comparison_classes.BRIEF_PAIRS)
+    table(console, comparison_classes.brief_class_table(found), title)
+    pairs = comparison_classes.confusion_table(found, comparison_classes.BRIEF_PAIRS)
     if len(pairs) > 1:
         table(console, pairs, "confused images (share of the class), difference of the shares in points")
 

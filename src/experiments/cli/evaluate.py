@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive
+from experiments.data.issues import printable
 from experiments.errors import ConfigError
+from experiments.runs.predictions import mistakes
 from experiments.runs.run_directory import EVALUATIONS, SKIPPED
+from experiments.storage.csv_files import encodable
+from experiments.system.startup import quiet_start
 
 if TYPE_CHECKING:
     from experiments.deploy.evaluate import Evaluation
@@ -64,7 +68,6 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     """Evaluate a run's model, write the results to a directory, and print them."""
     from experiments.deploy import labelled_images, saved_run
     from experiments.system.progress import PlainConsole, Terminal
-    from experiments.system.startup import quiet_start
 
     run = saved_run.find(arguments.run, arguments.uri)
     labelled = labelled_images.find(
@@ -96,7 +99,6 @@ def log(run: Trained, found: Evaluation, labelled: Labelled, output: Path, split
     """Log an evaluation to MLflow, as a child of the run; if that fails, its files are still there."""
     from experiments.deploy.evaluate import digest
     from experiments.reports.text import accuracy_line
-    from experiments.storage.csv_files import encodable
     from experiments.tracking.summary_runs import log_evaluation
 
     assert run.run_id is not None
@@ -133,10 +135,8 @@ def check_writable(output: Path) -> None:
 
 def report(found: Evaluation) -> None:
     """Print metrics, scores by class, comparisons and the most confident mistakes."""
-    from experiments.data.issues import printable
     from experiments.deploy.evaluate import SPLIT
     from experiments.reports.text import accuracy_line, metric_lines, print_classes
-    from experiments.runs.predictions import mistakes
     from experiments.system.progress import PlainConsole
 
     console = PlainConsole(soft_wrap=True)

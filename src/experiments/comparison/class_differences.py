@@ -38,6 +38,7 @@ class ClassResult(NamedTuple):
 class ClassComparison:
     """The comparison of groups by class, and the classes that they confuse."""
 
+    labels: tuple[tuple[str, ...], ...]  # [groups], see `Comparison`
     names: tuple[str, ...]  # [C], in label order
     results: tuple[tuple[ClassResult, ...], ...]  # [C, groups]
     confusion: tuple[np.ndarray, ...]  # for each group [C, C] float: number of images, mean over seeds
@@ -83,7 +84,7 @@ def compare_classes(comparison: Comparison) -> ClassComparison:
         tuple(_result(scores[0][label], own[label], counts, label) for own, counts in sides)
         for label in range(len(names))
     )
-    return ClassComparison(names, results, confusion)
+    return ClassComparison(comparison.labels, names, results, confusion)
 
 
 def class_names(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -123,9 +124,9 @@ def _result(first: Scores, own: Scores, confusion: np.ndarray, label: int) -> Cl
 # --- Tables of texts: a header and rows
 
 
-def class_table(comparison: Comparison, found: ClassComparison) -> list[list[str]]:
+def class_table(found: ClassComparison) -> list[list[str]]:
     """Return the table of the classes: recall with interval and difference, precision and F1 of every group."""
-    numbers = range(1, min(len(comparison.groups), MOST_GROUPS) + 1)
+    numbers = range(1, min(len(found.labels), MOST_GROUPS) + 1)
     header = ["class", "images"]
     for number in numbers:
         header += [f"recall {number}", *([f"{number} from first"] if number > 1 else [])]
@@ -142,9 +143,9 @@ def class_table(comparison: Comparison, found: ClassComparison) -> list[list[str
     return [header, *rows]
 
 
-def brief_class_table(comparison: Comparison, found: ClassComparison) -> list[list[str]]:
+def brief_class_table(found: ClassComparison) -> list[list[str]]:
     """Return the table of recall by class for a terminal: with intervals for two groups, else with an asterisk."""
-    numbers = range(1, len(comparison.groups) + 1)
+    numbers = range(1, len(found.labels) + 1)
     rows = []
     for label in found.largest(BRIEF_CLASSES):
         results = found.results[label]
@@ -157,7 +158,7 @@ def brief_class_table(comparison: Comparison, found: ClassComparison) -> list[li
     return [[*header, "from first"] if len(numbers) == 2 else header, *rows]
 
 
-def confusion_table(comparison: Comparison, found: ClassComparison, most: int = MOST_PAIRS) -> list[list[str]]:
+def confusion_table(found: ClassComparison, most: int = MOST_PAIRS) -> list[list[str]]:
     """Return the table of the pairs of classes whose confusion differs most between the groups.
 
     A cell has the number of images, the mean over seeds, and their share of the true class's images; behind that of
@@ -166,20 +167,20 @@ def confusion_table(comparison: Comparison, found: ClassComparison, most: int = 
     rows = []
     for pair in found.pairs[:most]:
         row = [f"{found.names[pair[0]]} → {found.names[pair[1]]}"]
-        for at in range(min(len(found.confusion), MOST_GROUPS)):
+        for at in range(min(len(found.labels), MOST_GROUPS)):
             share = found.share(at, pair)
             cell = "–" if math.isnan(share) else f"{found.confusion[at][pair]:.3g} ({share:.1%})"
             difference = round(share - found.share(0, pair), 12)  # equal shares may differ by floating-point error
             row.append(cell if at == 0 or math.isnan(difference) else f"{cell} {signed(difference)}")
         rows.append(row)
-    return [["true → predicted", *map(str, range(1, min(len(comparison.groups), MOST_GROUPS) + 1))], *rows]
+    return [["true → predicted", *map(str, range(1, min(len(found.labels), MOST_GROUPS) + 1))], *rows]
 
 
 def shown_of(found: ClassComparison, most: int) -> str:
     """Return what the title of a table of classes adds if it does not show all of them, or not on all their images."""
     text = ""
     if len(found.names) > most:
-        which = "largest differences" if len(found.confusion) > 1 else "lowest recall"
+        which = "largest differences" if len(found.labels) > 1 else "lowest recall"
         text = f": the {most} of {len(found.names)} with the {which}"
     compared = (result.difference for results in found.results for result in results if result.difference)
     return text + ", compared on the images in common" * any(difference.partly for difference in compared)
@@ -205,7 +206,7 @@ def decision_sentence(comparison: Comparison) -> str:
 # --- Tables of values, as `text.group_rows`
 
 
-def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, Any]]:
+def class_rows(found: ClassComparison) -> list[dict[str, Any]]:
     return [
         {
             "class": name, "number": at, "label": " ".join(label), "images": result.images,
@@ -214,12 +215,12 @@ def class_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str,
             "difference_high": change and change.high, "p_value": change and change.p_value,
         }
         for name, results in zip(found.names, found.results, strict=True)
-        for at, (label, result) in enumerate(zip(comparison.labels, results, strict=True), 1)
+        for at, (label, result) in enumerate(zip(found.labels, results, strict=True), 1)
         for change in [result.difference]
     ]  # fmt: skip
 
 
-def confusion_rows(comparison: Comparison, found: ClassComparison) -> list[dict[str, Any]]:
+def confusion_rows(found: ClassComparison) -> list[dict[str, Any]]:
     """Return a row per confused pair and group; the share is that of the true class's images."""
     return [
         {
@@ -228,5 +229,5 @@ def confusion_rows(comparison: Comparison, found: ClassComparison) -> list[dict[
             "share_difference": found.share(at, pair) - found.share(0, pair),
         }
         for pair in found.pairs
-        for at, (label, counts) in enumerate(zip(comparison.labels, found.confusion, strict=True))
+        for at, (label, counts) in enumerate(zip(found.labels, found.confusion, strict=True))
     ]  # fmt: skip

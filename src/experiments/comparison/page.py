@@ -66,8 +66,8 @@ def write(
         atomic_files.write_file(folder / name, bytes_of_file)
     tables = {
         "comparison.csv": text.group_rows(comparison),
-        "comparison_classes.csv": class_differences.class_rows(comparison, classes),
-        "comparison_confusion.csv": class_differences.confusion_rows(comparison, classes),  # may have no rows
+        "comparison_classes.csv": class_differences.class_rows(classes),
+        "comparison_confusion.csv": class_differences.confusion_rows(classes),  # may have no rows
     }
     for name in filter(tables.get, tables):
         write_rows(folder / name, tables[name])
@@ -139,7 +139,7 @@ def content(
         "pairs": text.paired_table(comparison) if several else None,
         "metric_tables": text.metric_tables(comparison),
         "decision": class_differences.decision_sentence(comparison),
-        "class_tables": class_tables(comparison, classes),
+        "class_tables": class_tables(classes),
         "differing": differing if len(differing) > 1 else None,
         "nothing_differs": "Nothing." if len(unread) == 1 else "No key that all read.",
         "unread": unread if len(unread) > 1 else None,
@@ -149,11 +149,11 @@ def content(
     }
 
 
-def class_tables(comparison: Comparison, classes: ClassComparison) -> list[tuple[str, list[list[str]]]]:
+def class_tables(classes: ClassComparison) -> list[tuple[str, list[list[str]]]]:
     """Return the tables about classes, each with its heading; that of confused pairs only if there are any."""
     shown = class_differences.shown_of(classes, class_differences.MOST_CLASSES)
-    pairs = class_differences.confusion_table(comparison, classes)
-    tables = [(f"By class{shown}", class_differences.class_table(comparison, classes))]
+    pairs = class_differences.confusion_table(classes)
+    tables = [(f"By class{shown}", class_differences.class_table(classes))]
     if len(pairs) > 1:
         more = len(classes.pairs) - len(pairs) + 1
         shown = f": {len(pairs) - 1} of {len(classes.pairs)} pairs" if more else ""

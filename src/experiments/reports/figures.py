@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.data.input_pipeline import image_batches
-from experiments.data.types import Dataset
+from experiments.data.types import Dataset, ImageSet
 from experiments.evaluation.evaluate import Report
 from experiments.reports import plots
 from experiments.training.types import EpochRecord, RunComponents
@@ -26,7 +26,7 @@ def save_figures(
         drawn["augmented"] = augmented_sample(components, dataset)
     for images in () if components.config.sweep.job else dataset.scored(test=True):
         if images.split in reports:
-            drawn |= report_figures(reports[images.split], lambda rows, of=images: of.pixels[rows])
+            drawn |= report_figures(reports[images.split], rows_of(images))
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=100)
 
@@ -36,6 +36,10 @@ def report_figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray])
     drawn = {"confusion": plots.confusion_matrix(report), "mistakes": plots.mistakes(report, pixels_of)}
     drawn |= plots.ranking(report)
     return {f"{report.split}_{name}": figure for name, figure in drawn.items()}
+
+
+def rows_of(images: ImageSet) -> Callable[[list[int]], np.ndarray]:
+    return lambda rows: images.pixels[rows]
 
 
 def augmented_sample(components: RunComponents, dataset: Dataset) -> Figure:

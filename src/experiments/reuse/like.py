@@ -30,6 +30,7 @@ from experiments.runs.location import local_folder, store_of
 from experiments.runs.run_directory import CONFIG
 from experiments.system.paths import CONF
 from experiments.system.private_api import get_args_parser
+from experiments.tracking import queries
 
 LARGEST = 1_000_000  # bytes
 DEEPEST = 20  # levels of nesting
@@ -123,8 +124,6 @@ def read(named: str, rest: Sequence[str]) -> dict[str, Any]:
         except OSError as error:
             raise ConfigError(f"like: {path}: {error.strerror}. Give a run's folder, or its MLflow id") from None
     else:
-        from experiments.tracking import queries
-
         uri = store_of(rest)
         run_id = queries.get_run(uri, named, "like").info.run_id
         text = queries.read_files(uri, run_id, [CONFIG], largest=LARGEST)[CONFIG]

@@ -17,6 +17,7 @@ from experiments.runs.active_run import AUTO
 from experiments.runs.command import arguments
 from experiments.runs.location import folder_of, local_folder, outputs_of, store_of, store_of_run
 from experiments.runs.run_directory import FACTS, RunDirectory
+from experiments.tracking import queries
 from experiments.training.types import Status
 
 ALLOWED = ("runtime.", "tracking.", "runtime=", "tracking=", "progress=")
@@ -83,8 +84,6 @@ def find(named: str, overrides: Sequence[str], key: str) -> Path:
     """
     if folder := local_folder(named):
         return folder
-    from experiments.tracking import queries
-
     uri = store_of(overrides)
     run = queries.get_run(uri, named, key, trash=True)
     recorded = run.data.tags.get("run_folder")

@@ -28,6 +28,7 @@ from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system import hardware
 from experiments.system.paths import run_name
+from experiments.tracking import queries
 from experiments.training.types import Status, last_phase
 
 CLAIMED_FOR = "vgg16"  # the backbone of all claims but the first
@@ -137,8 +138,6 @@ def result_of(job: Job) -> Result:
     directory = RunDirectory(job.folder)
     if directory.finished(job.identity) is not None and not directory.lacks(RESULTS):
         return read_result(directory)
-    from experiments.tracking import queries
-
     uri, run_id = str(job.config.tracking.uri), str(job.run_id)
     with tempfile.TemporaryDirectory() as folder:
         fetched = RunDirectory(Path(folder))

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -15,10 +15,8 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
+from experiments.tracking.queries import RUN_ID, RunFacts, find_runs, search_runs
 from experiments.training.types import Status
-
-if TYPE_CHECKING:
-    from experiments.tracking.queries import RunFacts
 
 JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_records
 
@@ -49,8 +47,6 @@ def find(named: str) -> Path:
 
 def finished_runs(uri: str, named: str) -> list[RunFacts]:
     """Return the runs of a sweep's jobs, without the winner's final runs; raise ConfigError if there are none."""
-    from experiments.tracking.queries import RUN_ID, find_runs, search_runs
-
     try:  # the sweep's files also list jobs that were trained before, whose runs have another parent
         folder = find(named)
         done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
