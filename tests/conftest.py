@@ -341,21 +341,21 @@ class Ended(NamedTuple):
 @pytest.fixture(scope="session")
 def ended(drawn: Path, train_here: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """Return a finished fine-tuning run on the synthetic images, for tests of what is done with a run."""
-    from experiments import run
     from experiments.evaluation import training_checks
 
     outputs = tmp_path_factory.mktemp("ended") / "outputs"
     folder = outputs / "runs" / "tuned"
     overrides = ("data=folder", f"data.root={drawn}", "data.image_size=48", *ENDED)
     trainable: dict[str, bool] = {}
+    check = training_checks.check_joined
 
     def listening(config: Any, fitted: Any, splits: Any) -> None:
         trainable.update({layer.name: layer.trainable for layer in fitted.model.get_layer("frozen").layers})
-        training_checks.check_joined(config, fitted, splits)
+        check(config, fitted, splits)
 
     with pytest.MonkeyPatch.context() as patch:
         settings = [f"outputs={outputs}", f"hydra.run.dir={folder}", "hydra/job_logging=none", "tracking=none"]
-        patch.setattr(run, "check_joined", listening)
+        patch.setattr(training_checks, "check_joined", listening)
         train_here(*overrides, *settings, "progress=none")
     return Ended(overrides, folder, trainable)
 

@@ -60,6 +60,11 @@ def test_the_difference_of_a_class_is_that_on_its_images(two: Comparison) -> Non
     assert (first.f1, second.f1) == (18 / 20, 10 / 16)
 
 
+def test_the_counts_of_images_are_in_the_order_of_numbers() -> None:
+    groups = [[evaluated(str(count), LABELS[:count], labels=LABELS[:count])] for count in (10, 9, 17)]
+    assert (comparison(groups[0]).image_count, comparison(*groups).image_count) == ("10", "9 to 17")
+
+
 def test_a_single_image_has_no_interval_and_no_difference(two: Comparison) -> None:
     first, second = compare_classes(two).results[2]
     assert (first.recall.value, second.recall.value, second.images) == (0, 1, 1)

@@ -14,7 +14,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
 from experiments.sweeps.ladder import Climbed, climbed
-from experiments.sweeps.plan import Place
+from experiments.sweeps.plan import Combination, Place
 from experiments.sweeps.summary import Row
 
 RUNGS = {"head": ["regime=bottleneck"], "one": ["x=1"], "two": ["x=2"], "all": ["x=all"], "fresh": ["best", "views=0"]}
@@ -188,7 +188,7 @@ class Context:
     config_loader = None
 
 
-def expand(given: dict[str, Any], *typed: str) -> list[tuple[list[str], dict[str, str], Place]]:
+def expand(given: dict[str, Any], *typed: str) -> list[tuple[Combination, Place]]:
     return rungs.expand(OverridesParser.create().parse_overrides(list(typed)), given, Context())  # type: ignore[arg-type]
 
 
@@ -196,7 +196,7 @@ def test_rungs_are_crossed_with_what_is_swept_cheap_ones_first() -> None:
     jobs = expand({"a": ["regime=bottleneck"], "b": ["regime=finetune", "x=1"], "f": ["best", "views=0"]},
                   "model=m,n", "seed=0,1", "views=4")  # fmt: skip
     assert [place.rung for *_, place in jobs] == ["a"] * 4 + ["b"] * 4 + ["f"] * 8
-    overrides, values, place = jobs[-1]
+    (overrides, values), place = jobs[-1]
     assert overrides == ["model=n", "seed=1", "regime=finetune", "x=1", "views=0"], "the rung's own value wins"
     assert values == {"model": "n", "seed": "1", "regime": "finetune", "x": "1", "views": "0"}
     assert place == Place("f", "b", {"model": "n"})

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, sweeper, terminal
 from experiments.sweeps.launchers import local, processes
@@ -38,10 +39,22 @@ def context() -> Iterator[HydraContext]:
     GlobalHydra.instance().clear()
 
 
-@pytest.mark.parametrize(("runs", "text"), [(2, "about 8 s"), (22, "about 88 s"), (30, "about 2 min")])
+@pytest.mark.parametrize(
+    ("runs", "text"), [(1, "about 8 s"), (3, "about 16 s"), (22, "about 88 s"), (30, "about 2 min")]
+)
 def test_a_plan_has_a_duration_of_seconds_or_minutes(runs: int, text: str) -> None:
     inspection = Inspection([], features_missing=False, seconds=8.0, held_out=False)
     assert terminal.duration(inspection, runs, slots=2) == [f"  {text}: runs like these took 8 s"]
+
+
+@pytest.mark.parametrize("held_out, fold, several", [(True, "null", True), (False, "0", True), (False, "null", False)])
+def test_a_plan_has_as_many_final_runs_as_there_will_be(
+    held_out: bool, fold: str, several: bool, config: Callable[..., Config]
+) -> None:
+    jobs = [Job(at, [f"data.fold={fold}"], {"seed": str(at)}, config(f"seed={at}"), Path()) for at in range(2)]
+    inspection = Inspection([], features_missing=False, seconds=None, held_out=held_out)
+    finals = "runs, one for each of 2 seeds" if several else "run"
+    assert terminal.grid_plan("a", jobs, inspection)[0].endswith(f", then the winner's final {finals}")
 
 
 @pytest.mark.parametrize("width, table", [

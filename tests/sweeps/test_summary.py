@@ -302,7 +302,9 @@ def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(
     add(folder, 1, {"x": "b"}, None, status="NEW")
     (folder / "1" / "run.json").unlink()
     run_verb(summarize, folder)
-    assert ends == ["FINISHED", None]
+    (folder / "1" / "run.json").write_text(json.dumps({"command": {}, "status": "KILLED", "identity": "job 1"}))
+    run_verb(summarize, folder)
+    assert ends == ["FINISHED", None, None]
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:

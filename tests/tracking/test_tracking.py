@@ -564,6 +564,14 @@ def test_what_is_looked_at_of_a_run_joins_its_figures(
     assert not gone.exists()
 
 
+def test_a_sweep_that_went_on_has_no_counts_of_its_first_start(store: Store, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    run_id = client.create_run("0").info.run_id
+    summary_runs.end_sweep(store.uri, run_id, tmp_path, {"jobs_killed": 1.0, "jobs_finished": 1.0}, "KILLED")
+    summary_runs.end_sweep(store.uri, run_id, tmp_path, {"jobs_finished": 2.0}, "FINISHED")
+    assert client.get_run(run_id).data.metrics == {"jobs_killed": 0, "jobs_finished": 2}
+
+
 def test_an_evaluation_is_a_child_of_its_run_with_its_own_images(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -114,8 +114,7 @@ def show(console: Console, comparison: Comparison, classes: ClassComparison) -> 
     from experiments.comparison import text as comparison_text
     from experiments.system.progress import fits
 
-    images = " and ".join(sorted({f"{len(group.images):,}" for group in comparison.groups}))
-    title = f"{comparison.split}: accuracy on {images} images [95 % interval], differences in points"
+    title = f"{comparison.split}: accuracy on {comparison.image_count} images [95 % interval], differences in points"
     scores = comparison_text.score_table(comparison)
     for row in scores[1:]:
         row[0] = row[0].replace(" ", "\n  ").replace("\n  ", " ", 1)  # one key per line

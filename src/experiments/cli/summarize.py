@@ -6,7 +6,7 @@ import argparse
 
 from experiments.cli.arguments import exit_on_error
 from experiments.errors import ConfigError
-from experiments.training.types import Status
+from experiments.training.types import UNFINISHED, Status
 
 
 @exit_on_error()
@@ -34,8 +34,8 @@ def main() -> None:
     about = sweep_directory.read(folder)
     show_summary(PlainConsole(), summary, folder)
     if about["parent"] is not None:
-        running = any(run["status"] in (Status.NEW, Status.PARTIAL, Status.RUNNING) for run in summary["runs"])
-        status = None if running else Status.FAILED if summary["failures"] else Status.FINISHED
+        unfinished = any(run["status"] in UNFINISHED for run in summary["runs"])
+        status = None if unfinished else Status.FAILED if summary["failures"] else Status.FINISHED
         uri = revealed(about["config"]["tracking"]["uri"], "tracking.uri")
         if is_concealed(uri):
             raise ConfigError(

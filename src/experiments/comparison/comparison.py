@@ -154,6 +154,12 @@ class Comparison:
         return [f"{at} {called(label)}" for at, label in enumerate(self.labels, 1)]
 
     @property
+    def image_count(self) -> str:
+        """The number of images of a group as text; where groups differ, the lowest and the highest."""
+        counts = [len(group.images) for group in self.groups]
+        return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+    @property
     def digest(self) -> str:
         """A short hash of the runs, their order and the split, the same for the same comparison."""
         text = "\n".join([self.split, *(run.run_id for run in self.runs)])

@@ -124,8 +124,6 @@ def content(
 ) -> dict[str, Any]:
     """Return what the HTML page and the Markdown file both show, by the names in the page's template."""
     differing, unread = text.configuration_tables(comparison)
-    counts = sorted({len(group.images) for group in comparison.groups})
-    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     runs = len(comparison.runs)
     several = len(comparison.groups) > 1
     heading = "There is no image on which they disagree"
@@ -133,7 +131,7 @@ def content(
         more = f", the clearest {most} of {len(unlike)}" if len(unlike) > most else f" ({len(unlike)})"
         heading = f"The images on which they disagree{more}"
     return {
-        "title": f"{runs} {'run' if runs == 1 else 'runs'} on {images} {comparison.split} images",
+        "title": f"{runs} {'run' if runs == 1 else 'runs'} on {comparison.image_count} {comparison.split} images",
         "sentences": text.sentences(comparison),
         "scores": text.score_table(comparison),
         "pairs": text.paired_table(comparison) if several else None,

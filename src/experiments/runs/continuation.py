@@ -13,8 +13,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs.run_directory import CONFIG, CURVES, EARLIER, FACTS, MANIFEST, RunDirectory
-from experiments.storage import atomic_files
+from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
 
 KEY = "continue_from"
 COPIED = (CONFIG, MANIFEST, CURVES)
@@ -85,8 +84,7 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     directory = RunDirectory(source)
     facts = directory.facts_of_finished(COPIED)
     try:
-        for name in (*COPIED, *([] if directory.lacks([EARLIER]) else [EARLIER])):
-            atomic_files.write_file(target.folder / name, (source / name).read_bytes())
+        directory.copy_records(COPIED, target.folder)
     except OSError as error:
         raise ConfigError(f"continue: {source}: cannot be read: {error.strerror or error}") from None
     # A sweep's winner has no checkpoints: its weights are those of one of the sweep's jobs.

@@ -243,6 +243,11 @@ class RunDirectory:
         trained = [row for row in self.images() if row["split"] == "train"]
         return {row["sha256"] for row in (*trained, *self._optional_rows(EARLIER))}
 
+    def copy_records(self, names: Iterable[str], target: Path) -> None:
+        """Copy files, and EARLIER if there is one, to another directory; OSError if one cannot be read."""
+        for name in (*names, *([] if self.lacks([EARLIER]) else [EARLIER])):
+            atomic_files.write_file(target / name, (self.folder / name).read_bytes())
+
     def write_earlier(self, hashes: Iterable[str]) -> None:
         """Write the SHA-256 of the images that the weights were trained on with which the run begins, if any were."""
         if rows := [{"sha256": image} for image in sorted(hashes)]:

@@ -14,7 +14,7 @@ from experiments.comparison.text import baseline_sentences, difference_sentence,
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.reports.text import format_score
 from experiments.sweeps import summary
-from experiments.sweeps.plan import Place, format_values
+from experiments.sweeps.plan import Place, format_time, format_values
 from experiments.sweeps.rungs import BEST
 from experiments.sweeps.summary import Candidate, Row
 
@@ -145,8 +145,7 @@ class Climbed:
 
     def minutes(self, steps: Sequence[Step], runs: float) -> str:
         """Return the time, as text, of `runs` further runs of each of some rungs."""
-        seconds = sum(step.candidate.seconds for step in steps) * runs / self.config["sweep"]["jobs"]
-        return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
+        return format_time(sum(step.candidate.seconds for step in steps), runs, self.config["sweep"]["jobs"])
 
     def evidence(self, climb: Climb, step: Step) -> str:
         """Return a sentence on the seeds, folds or images that would make a difference of this size significant."""

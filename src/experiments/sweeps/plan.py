@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ from experiments.training.types import Status
 
 # Nodes of `hydra` that configure the whole sweep and not a single job.
 HYDRA_NODES = ("sweeper", "launcher", "sweep")
+Combination = tuple[list[str], dict[str, str]]  # the overrides of a job, and its values of the swept keys
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,8 @@ def spelled(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]]:
-    """Return every combination of values: the overrides of a job, and its values of the swept keys."""
+def grid(overrides: Sequence[Override]) -> list[Combination]:
+    """Return every combination of values."""
     swept = {override.get_key_element().lstrip("+~") for override in overrides if override.is_sweep_override()}
     jobs = []
     for chosen in itertools.product(*map(spelled, overrides)):
@@ -178,9 +180,7 @@ def grid(overrides: Sequence[Override]) -> list[tuple[list[str], dict[str, str]]
     return jobs
 
 
-def compose(
-    combinations: Sequence[tuple[list[str], dict[str, str]]], context: HydraContext, master: DictConfig
-) -> list[Job]:
+def compose(combinations: Sequence[Combination], context: HydraContext, master: DictConfig) -> list[Job]:
     """Return a validated job without a directory for each combination; raise ConfigError with the problems of all."""
     found, wrong = [], {}
     before: Any = HydraConfig.instance().cfg
@@ -304,6 +304,12 @@ def short_keys(keys: Collection[str]) -> list[str]:
         name if short.count(name) == 1 and name not in Config.model_fields else key
         for key, name in zip(keys, short, strict=True)
     ]
+
+
+def format_time(seconds: float, runs: float, slots: int) -> str:
+    """Return how long runs take, as text, of which one takes so many seconds and `slots` run at a time."""
+    total = seconds * math.ceil(runs / slots)
+    return f"about {total / 60:.0f} min" if total >= 90 else f"about {total:.0f} s"
 
 
 def sweep_name(config: Config, jobs: Sequence[Job]) -> str:

@@ -14,16 +14,14 @@ from hydra.types import HydraContext
 from experiments.config import messages
 from experiments.errors import ConfigError
 from experiments.runs.candidate_runs import REPEATS, without_repeats
-from experiments.sweeps.plan import Place, grid, with_values
+from experiments.sweeps.plan import Combination, Place, grid, with_values
 
 BEST = "best"  # first item of a rung that extends the rung to use among those without this item
 SHAPE = "a rung is a list of overrides such as [regime=finetune, regime.unfrozen_blocks=2]"
 
 
-def expand(
-    overrides: Sequence[Override], rungs: Any, context: HydraContext
-) -> list[tuple[list[str], dict[str, str], Place]]:
-    """Return the jobs of a ladder sweep, rung by rung: overrides, values of the keys that differ, place.
+def expand(overrides: Sequence[Override], rungs: Any, context: HydraContext) -> list[tuple[Combination, Place]]:
+    """Return the jobs of a ladder sweep and their places, rung by rung.
 
     Every combination of the values that the overrides sweep over is run on every rung of `sweep.rungs`. A rung that
     begins with `best` has jobs for every rung that it may build on. Raise ConfigError if a rung is invalid.
@@ -39,7 +37,7 @@ def expand(
     for (name, base), (typed, values) in itertools.product(places, grid(overrides)):
         own = found.get(base, {}) | found[name]
         plain = {key.lstrip("+~"): value for key, value in own.items()}
-        jobs.append((with_values(typed, own), values | plain, Place(name, base, without_repeats(values))))
+        jobs.append(((with_values(typed, own), values | plain), Place(name, base, without_repeats(values))))
     return jobs
 
 

@@ -17,7 +17,7 @@ from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, is_on_target, read, sentences, table
-from experiments.training.types import Status
+from experiments.training.types import UNFINISHED, Status
 
 JSON = "summary.json"
 
@@ -50,7 +50,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
         lines = [*climbed.sentences(), *held_out_sentences(winner, held_out, final)]
     else:
         lines = sentences(ranked, objective, held_out, about["command"], final)
-    if unfinished := sum(row.status in (Status.NEW, Status.PARTIAL, Status.KILLED, Status.RUNNING) for row in jobs):
+    if unfinished := sum(row.status in UNFINISHED for row in jobs):
         line = "1 job is not finished" if unfinished == 1 else f"{unfinished} jobs are not finished"
         if target is not None and is_on_target(ranked, objective, target):
             lines.append(f"{line}, as sweep.target={target:g} is reached: another target, or none, continues them.")

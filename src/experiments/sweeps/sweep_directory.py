@@ -15,7 +15,8 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
-from experiments.tracking.queries import RUN_ID, RunFacts, find_runs, search_runs
+from experiments.tracking import queries
+from experiments.tracking.queries import RUN_ID, RunFacts
 from experiments.training.types import Status
 
 JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_records
@@ -52,11 +53,11 @@ def finished_runs(uri: str, named: str) -> list[RunFacts]:
         done = [job for job in records(folder) if job["status"] == Status.FINISHED and not job.get("final")]
         if not done:
             raise ConfigError(f"{folder.name}: no job of this sweep can be compared: none has finished")
-        return find_runs(uri, list(dict.fromkeys(job.get("run_id") or Path(job["folder"]) for job in done)))
+        return queries.find_runs(uri, list(dict.fromkeys(job.get("run_id") or Path(job["folder"]) for job in done)))
     except ConfigError:
         if not RUN_ID.fullmatch(named):
             raise
-    children = search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
+    children = queries.search_runs(uri, f"tags.`mlflow.parentRunId` = '{named}'")
     if not children:
         raise ConfigError(f"--sweep: no finished job has {named} as its parent run")
     # A final run has the identity of its job, which is older; after a sweep over folds, it is one without a fold.

@@ -109,8 +109,8 @@ class Sweeper(HydraSweeper):
             jobs = plan.compose(plan.grid(overrides), self.context, self.master)
         else:
             expanded = rungs.expand(overrides, OmegaConf.to_container(self.master.sweep.rungs), self.context)
-            jobs = plan.compose([(given, values) for given, values, _ in expanded], self.context, self.master)
-            for job, (*_, place) in zip(jobs, expanded, strict=True):
+            jobs = plan.compose([combination for combination, _ in expanded], self.context, self.master)
+            for job, (_, place) in zip(jobs, expanded, strict=True):
                 job.place = place
         setup = self.set_up([job.config for job in jobs])
         for job in jobs:

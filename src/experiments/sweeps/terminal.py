@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.runs.candidate_runs import REPEATS
-from experiments.sweeps.plan import Inspection, Job, format_short, format_values, short_keys
+from experiments.sweeps.plan import Inspection, Job, format_short, format_time, format_values, is_folded, short_keys
 from experiments.system.progress import fits, plain_table
 from experiments.training.types import Status
 
@@ -30,7 +30,8 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
     parts += [f"{finished} already finished"] if finished else []
     parts += [f"{duplicates} the same as another"] if duplicates else []
-    seeds = len({job.config.seed for job in jobs})
+    held_out = inspection.held_out or any(is_folded(job.overrides) for job in jobs)  # else a single run has all figures
+    seeds = len({job.config.seed for job in jobs}) if held_out else 1
     finals = "run" if seeds == 1 else f"runs, one for each of {seeds} seeds"
     parts += [f"then the winner's final {finals}"] if settings.final else []
     lines = [f"Sweep {name}: " + ", ".join(parts)]
@@ -55,9 +56,7 @@ def duration(inspection: Inspection, runs: int, slots: int) -> list[str]:
     """Return a line about how long runs may take, if similar ones were run before."""
     if not inspection.seconds or not runs:
         return []
-    seconds = inspection.seconds * runs / slots
-    total = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-    return [f"  about {total}: runs like these took {inspection.seconds:.0f} s"]
+    return [f"  {format_time(inspection.seconds, runs, slots)}: runs like these took {inspection.seconds:.0f} s"]
 
 
 def job_line(job: Job, objective: str, score: float | None) -> str:

@@ -8,7 +8,6 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
 from experiments.runs.run_directory import EARLIER, MANIFEST, WEIGHTS, RunDirectory, weights_file
-from experiments.storage import atomic_files
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.queries import RUN_ID, find_run, in_trash, trashed
@@ -35,10 +34,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     continued = continuation.copy_source(config, folder)
     files = {continuation.KEY: continued} if continued else {}
     if (file := file_of_run(config)) is not None:
-        target = RunDirectory(folder).inputs("model.weights")
-        for name in (MANIFEST, EARLIER):
-            if (source := file.parents[1] / name).is_file():
-                atomic_files.write_file(target / name, source.read_bytes())
+        RunDirectory(file.parents[1]).copy_records([MANIFEST], RunDirectory(folder).inputs("model.weights"))
         files["model.weights"] = file
     named = run_ids(config)
     if not named:

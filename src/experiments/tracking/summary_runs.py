@@ -46,7 +46,8 @@ def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
     with connection.client(uri) as client:
         before = client.get_run(run_id)
         liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
-        for name, value in metrics.items():
+        outdated = {name: 0.0 for name in before.data.metrics if name.startswith("jobs_")}  # such as jobs_killed
+        for name, value in (outdated | dict(metrics)).items():
             if before.data.metrics.get(name) != value:  # A sweep that is summarized again would have each value twice.
                 client.log_metric(run_id, name, value)
         text = folder / "summary.md"

@@ -35,6 +35,9 @@ class Status(StrEnum):
     PRUNED = "PRUNED"  # a search ended it early
 
 
+UNFINISHED = (Status.NEW, Status.PARTIAL, Status.RUNNING, Status.KILLED)  # of jobs that the same command continues
+
+
 class PhaseName(StrEnum):
     """A part of a run's training, with a curve of its own."""
 

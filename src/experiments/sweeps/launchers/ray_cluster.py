@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
 from experiments.errors import ConfigError
 from experiments.sweeps.launchers.processes import GRACE
 from experiments.sweeps.launchers.remote_job import need_package, to_dict, work
@@ -43,8 +40,7 @@ class RayLauncher(JobLauncher):
         self.init: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **to_dict(init)}
         self.task: Any = None  # the remote function, while Ray is connected
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+    def check(self) -> None:
         need_package("ray", "ray")
         host, _, port = (self.address or "").rpartition("//")[2].rpartition(":")
         if host and port.isdigit():

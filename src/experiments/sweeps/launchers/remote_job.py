@@ -43,10 +43,9 @@ def work(
     os.environ.update(environment)
     with contextlib.suppress(OSError):  # where the directory is not shared, only absolute paths work
         os.chdir(directory)
-    late = threading.Event()
     code: Any = 0
     begin = log.stat().st_size if log.exists() else 0
-    with into(log), limited(timeout, late):
+    with into(log), limited(timeout) as late:
         try:
             invoke("experiments.train", "run_planned", job)
         except SystemExit as stop:
@@ -70,20 +69,20 @@ def work(
 
 
 @contextmanager
-def limited(seconds: float | None, late: threading.Event) -> Iterator[None]:
-    """End this process if the block takes longer than `seconds`, and set `late`; see `end_this_process`."""
+def limited(seconds: float | None) -> Iterator[threading.Event]:
+    """End this process if the block takes longer than `seconds`, and set the event that is yielded before."""
+    late, finished = threading.Event(), threading.Event()
 
     def end() -> None:
         late.set()
         end_this_process(finished)
 
-    finished = threading.Event()
     timer = threading.Timer(seconds or 0, end)
     timer.daemon = True
     if seconds is not None:
         timer.start()
     try:
-        yield
+        yield late
     finally:
         timer.cancel()
         finished.set()

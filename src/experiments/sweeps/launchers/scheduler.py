@@ -35,6 +35,10 @@ class JobLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.slots, self.timeout = config.sweep.jobs, config.sweep.timeout
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError if the launcher cannot be used, before any work is done."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Raise ConfigError: Hydra's interface passes overrides only, which would have to be composed again."""

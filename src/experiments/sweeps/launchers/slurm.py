@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
 from experiments.config import credentials
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
@@ -72,8 +69,7 @@ class SlurmLauncher(JobLauncher):
         self.ended_at: dict[str, float] = {}  # time.monotonic() at which a job was first seen to have ended
         self.logged: set[str] = set()  # reasons for which jobs wait
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+    def check(self) -> None:
         need_package("submitit", "slurm")
         if issues := list(self.issues()):
             raise ConfigError("\n".join(issues))

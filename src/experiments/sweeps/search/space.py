@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from experiments.errors import ConfigError
 from experiments.runs.candidate_runs import REPEATS
 from experiments.sweeps import plan
+from experiments.sweeps.plan import Combination
 
 RUNS = 100  # a trial's jobs are numbered from 100 times its own number on; a single job has the trial's number
 INTEGERS = re.compile(r"(?<!float\()interval\(\s*(?:start=)?([+-]?\d+)\s*,\s*(?:end=)?([+-]?\d+)\s*\)")
@@ -130,8 +131,8 @@ class Space:
         """Return the override text of a trial's parameters, by key."""
         return {dimension.key: dimension.spelled(parameters[dimension.key]) for dimension in self.dimensions}
 
-    def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the overrides of a run, and its values of the keys in which runs differ."""
+    def job(self, values: Mapping[str, str], repeat: Sequence[str]) -> Combination:
+        """Return a run's overrides and values from those of its trial and its own seed and fold."""
         overrides = [
             override if isinstance(override, str) else f"{override.element}={values[override.key]}"
             for override in self.overrides
@@ -142,7 +143,7 @@ class Space:
         """Return the number of the first job of the trial at a place."""
         return place * (RUNS if len(self.repeats) > 1 else 1)
 
-    def corners(self) -> Iterator[tuple[list[str], dict[str, str]]]:
+    def corners(self) -> Iterator[Combination]:
         """Yield runs that together contain every value of `Dimension.ends` and every repeat, one change at a time."""
         first = {dimension.key: dimension.ends[0] for dimension in self.dimensions}
         yield self.job(first, self.repeats[0])
