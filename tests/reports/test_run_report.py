@@ -20,6 +20,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
 from experiments.reports import image_sections, label_section, page, run_report
+from experiments.runs import curves
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.system import paths
@@ -33,7 +34,6 @@ COMMAND = {"directory": "/work", "config_name": "config", "overrides": ["epochs=
 @pytest.fixture
 def directory(drawn: Path, tmp_path: Path, config: object) -> RunDirectory:
     """A run on the drawn images that gets 9 of 12 validation images right; its second of three epochs is the best."""
-    from experiments.runs import curves
 
     directory = RunDirectory(tmp_path / "a run")
     directory.folder.mkdir()
@@ -120,6 +120,13 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
         "experiments predict",
     ):
         assert part in text, part
+
+
+def test_the_epochs_of_a_head_from_the_cache_are_no_part_of_the_cost(directory: RunDirectory, drawn: Path) -> None:
+    history = [*directory.epochs(), EpochRecord(3, "finetune", 0, 0, {"loss": 0.3, "validation_loss": 0.3})]
+    (directory.folder / "curves.csv").write_text(curves.format_rows(history, header=True))
+    directory.write_facts({**(directory.facts() or {}), "reused_seconds": 4.5})
+    assert "4.5 s for 1 epochs" in re.sub(r"\s+", " ", page_of(directory, drawn).text)
 
 
 def test_doubtful_labels_of_a_run_outside_sweeps_come_from_the_run(directory: RunDirectory, drawn: Path) -> None:

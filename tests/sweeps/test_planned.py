@@ -221,7 +221,7 @@ def test_a_sweep_at_its_target_has_its_final_run_and_starts_no_job_again(trained
     assert [(job.config.optimizer.lr, job.config.evaluate.test) for job in done] == [(0.03, False), (0.03, True)]
     assert not trained(*sweep)
     (folder,) = own_outputs.glob("sweeps/*")
-    printed = summary_files.read_summary(folder)["sentences"]
+    printed = json.loads((folder / "summary.json").read_bytes())["sentences"]
     assert any(line.startswith("Read once on the test images: accuracy 15.0%") for line in printed)
     assert printed[-1].startswith("2 jobs are not finished, as sweep.target=0.2 is reached")
     assert len(trained("optimizer.lr=0.03,0.01,0.02")) == 2, "without a target the sweep continues"

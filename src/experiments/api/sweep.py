@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
+from experiments.sweeps.sweep_directory import SUMMARY
 from experiments.sweeps.sweeper import Sweeper
 from experiments.train import expand
 from experiments.train import train as start_hydra
@@ -33,10 +35,8 @@ class Sweep:
     """
 
     def __init__(self, folder: Path) -> None:
-        from experiments.sweeps.summary_files import read_summary
-
         self.folder, self.name = folder, folder.name
-        self._summary = read_summary(folder)
+        self._summary: dict[str, Any] = json.loads((folder / SUMMARY).read_bytes())
         self.objective: str = self._summary["objective"]
         self.sentences: list[str] = self._summary["sentences"]
         self.failures: list[str] = self._summary["failures"]

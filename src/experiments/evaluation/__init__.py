@@ -1,1 +1,1 @@
-"""Metrics, confidence intervals, significance tests, plots, and comparisons of runs."""
+"""Metrics with confidence intervals, decisions by a threshold, scores per class, checks after a training."""

@@ -86,8 +86,7 @@ class Spread:
 def dual_p_value(distance: Callable[[float], float]) -> float:
     """Return the level at which the interval of a difference begins to include 0, at least SMALLEST_P.
 
-    Args:
-        distance: level -> the distance of the interval with coverage 1 - level from 0, negative if it includes 0.
+    `distance` returns for a level how far the interval with coverage 1 - level is from 0; negative if it includes 0.
     """
     if distance(SMALLEST_P) > 0:
         return SMALLEST_P

@@ -48,9 +48,8 @@ def gallery(
     """
     wrong, chosen = mistakes(report.predictions), examples(report)
     shown_mistakes = wrong[:MOST_MISTAKES]
-    large = {row.sha256 for row in shown_mistakes}
-    shown = {row.sha256: row for row in shown_mistakes}
-    shown |= {row.sha256: row for kinds in chosen.values() for kind in kinds for row in kind}
+    large = {row.sha256: row for row in shown_mistakes}
+    shown = large | {row.sha256: row for kinds in chosen.values() for kind in kinds for row in kind}
     size, settings = int(plain["data"]["image_size"]), DecoderSettings.of(plain["data"])
 
     def load(row: Prediction) -> LoadedImage:

@@ -31,7 +31,7 @@ from experiments.runs.command import arguments
 from experiments.runs.continuation import KEY
 from experiments.runs.run_directory import CONFIG, REPORT, RunDirectory, classes_of, predictions_file
 from experiments.storage import atomic_files
-from experiments.training.types import EpochRecord, last_phase
+from experiments.training.types import EpochRecord, PhaseName, last_phase
 
 if TYPE_CHECKING:
     import keras
@@ -224,7 +224,8 @@ def cost_table(run: RunRecord) -> list[list[str]]:
     if total is not None:
         rows.append(["from start to results", f"{total:,.1f} s"])
     if fit is not None:
-        epochs = len(run.history) - len(continued_epochs(run))
+        reused = [record for record in run.history if record.phase == PhaseName.HEAD and facts.get("reused_seconds")]
+        epochs = len(run.history) - len(continued_epochs(run)) - len(reused)
         rows.append(["training (Keras's fit)", f"{fit:,.1f} s for {epochs} epochs"])
     if total is not None and fit is not None:
         rest = f"{max(total - fit, 0):,.1f} s"

@@ -206,11 +206,8 @@ class Session:
     def final_jobs(self, winner: dict[str, Any], number: int) -> list[Job]:
         """Return the winner's final runs, with their records written: one for each seed, on all training images.
 
-        If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated.
-
-        Args:
-            winner: `winner` of the summary.
-            number: number of the first final run; numbers whose directories hold other runs are skipped.
+        If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated. The
+        runs are numbered from `number` on; numbers whose directories hold other runs are skipped.
         """
         folded = winner["folded"]
         seeds = winner["seeds"] if self.held_out or folded else winner["seeds"][:1]

@@ -25,6 +25,7 @@ from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.continuation import configuration
 from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file
+from experiments.sweeps import sweep_directory
 from experiments.sweeps.plan import Place, format_values, is_folded
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
 from experiments.training.types import Status
@@ -100,10 +101,9 @@ class Candidate:
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """Return the content of sweep.json, and the jobs; raise ConfigError if the directory holds no sweep."""
-    try:
-        about = json.loads((folder / SWEEP).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: is no sweep's folder: {error}") from None
+    about = sweep_directory.read(folder)
+    if not about:
+        raise ConfigError(f"{folder}: is no sweep's folder: it has no {SWEEP}")
     jobs = records(folder)
     folded = [is_folded(job["overrides"]) for job in jobs if not job.get("final")]
     held = "validation" if folded and all(folded) else "test"
@@ -213,13 +213,9 @@ def winner_values(folder: Path) -> dict[str, str]:
 
 
 def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
-    """Return the conclusion in sentences.
+    """Return the conclusion on candidates, the best first, in sentences.
 
-    Args:
-        ranked: candidates, the best first.
-        held: the winner's final runs, on images that no job has read.
-        command: the sweep's command line.
-        final: `sweep.final`, whether the sweep ends with final runs.
+    `held` are the winner's final runs, on images that no job has read; with `final` the sweep ends with such runs.
     """
     finished = [candidate for candidate in ranked if candidate.ranked]
     if not finished:

@@ -17,19 +17,12 @@ from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, is_on_target, read, sentences, table
+from experiments.sweeps.sweep_directory import SUMMARY
 from experiments.training.types import UNFINISHED, Status
-
-JSON = "summary.json"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the summary of a sweep that has been concluded, as `write_summary` does."""
-    summary: dict[str, Any] = json.loads((folder / JSON).read_bytes())
-    return summary
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Write summary.md, .csv, .json and figures into a sweep's directory; return the content of summary.json."""
+    """Write summary.md, .csv, .json and figures into a sweep's directory; return the content of SUMMARY."""
     from experiments.sweeps import plots
 
     about, rows = read(folder)
@@ -75,7 +68,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     text = io.StringIO()
     csv.writer(text).writerows(summary["table"])
-    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), JSON: json.dumps(summary, indent=1)}
+    files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), SUMMARY: json.dumps(summary, indent=1)}
     for name, content in files.items():
         atomic_files.write_file(folder / name, content.encode())
     shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]

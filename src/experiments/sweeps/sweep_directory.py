@@ -19,6 +19,7 @@ from experiments.tracking import queries
 from experiments.tracking.queries import RUN_ID, RunFacts
 from experiments.training.types import Status
 
+SUMMARY = "summary.json"  # what `summary_files.write_summary` returns
 JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_records
 
 

@@ -27,11 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 class TrackingBuffer:
-    """The messages of a run that are still to be uploaded, in order.
+    """The messages of a run that are still to be uploaded, in order, among them those of earlier processes.
 
-    Args:
-        run_id: the id of the MLflow run; None with tracking=none: messages are dropped.
-        folder: the run directory; messages that an earlier process has left there are uploaded, too.
+    Without an MLflow run (tracking=none) messages are dropped.
     """
 
     def __init__(self, run_id: str | None, folder: Path) -> None:

@@ -195,12 +195,8 @@ def logged_model(uri: str, run_id: str) -> Path | None:
 def artifact(uri: str, run_id: str, name: str, folder: str | None = None, largest: float = math.inf) -> Path | None:
     """Return the path of an artifact of a run; None if the run has no such artifact.
 
-    Args:
-        uri: the tracking store.
-        run_id: of the run.
-        name: path of the artifact.
-        folder: receives a copy; None: an artifact that is not on this machine is downloaded to a new directory.
-        largest: the number of bytes that it may have; a larger one is a ConfigError.
+    `folder` receives a copy; without one, an artifact that is not on this machine is downloaded to a new directory. An
+    artifact of more bytes than `largest` is a ConfigError.
     """
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
         sizes = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id)}

@@ -37,10 +37,7 @@ def start(
 ) -> BaseProcess:
     """Call a function in a process that ends with this one, forked from the forkserver that has imported TensorFlow.
 
-    Args:
-        module: only the new process imports it.
-        log: file to which the process's output is appended.
-        environment: variables of the process, besides those of this one.
+    Only that process imports the module. Its output is appended to `log`; it has the variables of this process, too.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the forkserver imports MLflow
     context = multiprocessing.get_context("forkserver")

@@ -80,12 +80,11 @@ class SlurmLauncher(JobLauncher):
         if self.cluster not in ("slurm", "local"):
             yield f"hydra.launcher.cluster: must be slurm or local. Received: {self.cluster!r}"
         given = self.parameters | {"signal_delay_s": self.signal_delay_s, "max_num_timeout": self.max_num_timeout}
-        whole = True
-        for key, least in WHOLE_NUMBERS.items():
-            if type(given[key]) is not int or given[key] < least:
-                whole = False
-                yield f"hydra.launcher.{key}: must be a whole number, at least {least}. Received: {given[key]!r}"
-        if whole and self.signal_delay_s >= 60 * given["timeout_min"]:
+        wrong = [key for key, least in WHOLE_NUMBERS.items() if type(given[key]) is not int or given[key] < least]
+        for key in wrong:
+            least = WHOLE_NUMBERS[key]
+            yield f"hydra.launcher.{key}: must be a whole number, at least {least}. Received: {given[key]!r}"
+        if not wrong and self.signal_delay_s >= 60 * given["timeout_min"]:
             yield (
                 f"hydra.launcher.signal_delay_s: must be less than hydra.launcher.timeout_min "
                 f"({60 * given['timeout_min']} s), or jobs are stopped when they start. Received: {self.signal_delay_s}"
