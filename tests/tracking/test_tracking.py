@@ -857,6 +857,11 @@ def test_the_ui_is_configured_for_what_it_shows_first(store: Store) -> None:
     reported = store.run("tuned").data
     known = {f"metrics.`{name}`" for name in reported.metrics} | {f"params.`{name}`" for name in reported.params}
     assert set(columns) <= known, "every column is one that runs fill"
+    sections = json.loads(tags[view.SHARED])["compareRunSections"]
+    assert [section["name"] for section in sections if section["display"]] == [view.SECTION], "curves come first"
+    runs = client.search_runs([experiment.experiment_id])
+    by_class = {name.partition("/")[0] for run in runs for name in run.data.metrics if "/" in name}
+    assert {section["name"] for section in sections if not section["display"]} == by_class
 
 
 def test_a_server_has_its_own_ui(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

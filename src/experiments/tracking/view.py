@@ -56,10 +56,11 @@ COLUMNS = {
 FIXED = {"1": 73, "attributes.`Run Name`": 350, "runDateAndNestInfo": 130, "duration": 80}  # the UI's own columns
 CURVES = ("validation_accuracy", "validation_loss", "accuracy", "loss")  # shown first; all others follow
 SECTION = "Model metrics"  # the UI's own section of charts
+BY_CLASS = ("f1_by_class", "precision_by_class", "recall_by_class")  # the UI has a section of each before its own
 
 
-def charts() -> dict[str, Any]:
-    """Return the charts that are shown first, in the UI's format."""
+def charts(tested: bool = False) -> dict[str, Any]:
+    """Return the charts that are shown first, in the UI's format; the sections of single classes are closed."""
     card = {"metricSectionId": SECTION, "runsCountToCompare": 10, "deleted": False, "isGenerated": True}
     line = {
         "type": "LINE", "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
@@ -67,18 +68,26 @@ def charts() -> dict[str, Any]:
         "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
     }  # fmt: skip
     cards = [{**card, **line, "uuid": name, "metricKey": name, "displayName": name} for name in CURVES]
-    section = {"uuid": SECTION, "name": SECTION, "display": True, "deleted": False, "isGenerated": True}
     # `isReordered` makes the UI put further charts after these.
-    return {"compareRunCharts": cards, "compareRunSections": [{**section, "isReordered": True}]}
+    shown = {SECTION: {"display": True, "isReordered": True}}
+    splits = ("validation", "test") if tested else ("validation",)  # the UI would show an empty section of another
+    shown |= {f"{split}.{name}": {"display": False, "isReordered": False} for split in splits for name in BY_CLASS}
+    section = {"deleted": False, "isGenerated": True}
+    sections = [{"uuid": name, "name": name, **section, **how} for name, how in shown.items()]
+    return {"compareRunCharts": cards, "compareRunSections": sections}
 
 
-def tags() -> dict[str, str]:
-    """Return the tags of an experiment that set its description, its kind and its shared view in the UI."""
+def tags(tested: bool = False) -> dict[str, str]:
+    """Return the tags of an experiment that set its description, its kind and its shared view in the UI.
+
+    Args:
+        tested: whether runs of the experiment were evaluated on test images.
+    """
     widths = FIXED | COLUMNS
     view = {
         "selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths,
         # Sorted by anything but time, the UI lists jobs among all other runs instead of below their sweep.
-        "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False, **charts(),
+        "orderByKey": "metrics.`validation.accuracy`", "orderByAsc": False, **charts(tested),
     }  # fmt: skip
     return {NOTE: TEXT, KIND: "custom_model_development", SHARED: json.dumps(view)}
 
@@ -95,7 +104,8 @@ def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
 
         ours = [(latest, found) for found in client.search_experiments() if (latest := _latest(client, found))]
         for _, experiment in ours:
-            for name, value in tags().items():
+            tested = _latest(client, experiment, "metrics.`test.accuracy` >= 0") > 0
+            for name, value in tags(tested).items():
                 if experiment.tags.get(name) != value and (name != NOTE or NOTE not in experiment.tags):
                     try:
                         client.set_experiment_tag(experiment.experiment_id, name, value)
@@ -107,9 +117,9 @@ def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
     return [(experiment.name, address.format(experiment.experiment_id, KEY)) for _, experiment in latest_first]
 
 
-def _latest(client: MlflowClient, experiment: Experiment) -> int:
-    """Return when the latest run of this project began, in ms since 1970; 0 if there is none."""
+def _latest(client: MlflowClient, experiment: Experiment, condition: str = "tags.run_folder != ''") -> int:
+    """Return when the latest run of this project (or that meets the condition) began, in ms since 1970; 0: none."""
     runs: list[Any] = client.search_runs(
-        [experiment.experiment_id], "tags.run_folder != ''", order_by=["attributes.start_time DESC"], max_results=1
+        [experiment.experiment_id], condition, order_by=["attributes.start_time DESC"], max_results=1
     )
     return int(runs[0].info.start_time) if runs else 0
