@@ -53,7 +53,7 @@ def areas(run: Trained, other: Trained) -> dict[str, float]:
     logits = np.asarray(model.get_layer("head")(np.concatenate([own, unlike]), training=False))
     if logits.shape[1] == 1:
         logits = np.concatenate([-logits / 2, logits / 2], axis=1)
-    known = training_features(run, frozen, Terminal(PlainConsole(stderr=True)))
+    known = training_features(run, frozen, Terminal(PlainConsole(stderr=True)), None)
     scores = {
         "max probability": -softmax(logits, axis=1).max(axis=1),
         "energy": -logsumexp(logits, axis=1),

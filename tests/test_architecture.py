@@ -49,7 +49,6 @@ LIGHT = (
     "system",
     "config",
     "data.types",
-    "models.types",
     "training.types",
     "runs",
     "reuse",

@@ -32,7 +32,7 @@ from experiments.evaluation.training_checks import check_joined
 from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes.build import build
-from experiments.regimes.data_checks import check_origins
+from experiments.regimes.data_checks import check_origins, check_shares
 from experiments.reports.text import print_results
 from experiments.run import read_data, run
 from experiments.runs.curves import Curves
@@ -42,7 +42,6 @@ from experiments.storage.csv_files import read_rows, write_rows
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
 from experiments.tracking import inputs, sync
-from experiments.training import runtime
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, TrainingResult
 
@@ -305,10 +304,10 @@ def test_a_training_that_diverges_is_a_clear_error(start: Start, drawn: Path, tm
 
 
 def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schema.Config]) -> None:
-    runtime.check_shares(None, {"train": 7, "validation": 3})
-    runtime.check_shares(2, {"train": 8, "validation": 4})
+    check_shares(None, {"train": 7, "validation": 3})
+    check_shares(2, {"train": 8, "validation": 4})
     with pytest.raises(ConfigError, match="multiple of 2: train has 7, validation has 3. Set data.limit"):
-        runtime.check_shares(2, {"train": 7, "validation": 3})
+        check_shares(2, {"train": 7, "validation": 3})
     with pytest.raises(ConfigError, match=r"batch_size: must be a multiple of runtime\.devices \(2\).*Received: 15"):
         config("runtime.devices=2", "batch_size=15")
 

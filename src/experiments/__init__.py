@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow __getatt
     from experiments.models.network import join as join
     from experiments.models.network import predict_probabilities as predict_probabilities
     from experiments.models.network import split_network as split_network
-    from experiments.models.types import Backbone as Backbone
+    from experiments.models.stages import Backbone as Backbone
     from experiments.regimes.bottleneck import feature_requests as feature_requests
     from experiments.regimes.declaration import Declaration as Declaration
     from experiments.regimes.declaration import Trains as Trains
@@ -50,7 +50,7 @@ _MODULES = {
     "errors": ("ConfigError", "DataError"),
     "data.types": ("Dataset", "ImageRecord", "ImageSet"),
     "models.network": ("join", "predict_probabilities", "split_network"),
-    "models.types": ("Backbone",),
+    "models.stages": ("Backbone",),
     "regimes.bottleneck": ("feature_requests",),
     "regimes.declaration": ("Declaration", "Trains", "declare"),
     "regimes.feature_cache": ("cached_features",),

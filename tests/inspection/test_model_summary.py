@@ -67,7 +67,7 @@ def test_multiply_adds_are_half_of_what_tensorflows_profiler_counts(overrides: t
     read = config("regime=scratch", *overrides)
     summary = model.summarize_model(read, 2)
     assert not [row.name for row in summary.rows if row.operations is None]
-    network = build_backbone(read, None).model
+    network = build_backbone(read.model, read.data.image_size, read.trusted_packages, None).model
     run = tf.function(lambda pixels: network(pixels, training=False))
     traced = run.get_concrete_function(tf.TensorSpec((1, *network.input_shape[1:])))
     graph = convert_variables_to_constants_v2(traced).graph

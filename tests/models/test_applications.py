@@ -21,7 +21,7 @@ from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.regimes.build import build
 from experiments.system import paths
 
@@ -79,7 +79,7 @@ def built(config: Config) -> Built:
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    backbone = build_backbone(config, None)
+    backbone = build_backbone(config.model, config.data.image_size, (), None)
     rng = np.random.default_rng(0)
     for weight in backbone.model.weights:
         if weight.name in ("bias", "beta"):
@@ -109,7 +109,7 @@ def untrained(request: pytest.FixtureRequest) -> Built:
     """Return a shipped backbone for images of its own size, as Keras makes it."""
     config = read(request.param, size=shipped("model")[request.param]["native_size"])
     keras.utils.clear_session()
-    return Built(request.param, config, build_backbone(config, None))
+    return Built(request.param, config, build_backbone(config.model, config.data.image_size, (), None))
 
 
 def images(size: int = SIZE, count: int = 2) -> np.ndarray:
@@ -247,7 +247,8 @@ def test_a_network_that_cannot_be_split_there_names_where_it_can(
     target: str, size: int, name: str, possible: str, tmp_path: Path
 ) -> None:
     write(tmp_path, "mine", target, "tf")
-    backbone = build_backbone(read("mine", tmp_path, size), None)
+    given = read("mine", tmp_path, size)
+    backbone = build_backbone(given.model, size, (), None)
     with pytest.raises(ConfigError, match=rf"cannot be split before '{name}': .*{possible}") as caught:
         network.split_network(backbone, name, "average")
     found = re.search(r"regime.unfrozen_blocks=(\w+)\.", str(caught.value))

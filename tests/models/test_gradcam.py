@@ -127,7 +127,7 @@ def test_any_backbone_and_head(overrides: tuple[str, ...], classes: int, config:
     keras.utils.clear_session()
     keras.config.set_dtype_policy(read.runtime.precision)
     try:
-        backbone = build_backbone(read, None)
+        backbone = build_backbone(read.model, read.data.image_size, read.trusted_packages, None)
         model = join(backbone, read.model.head.pooling, build_head(read.model.head, backbone, read.seed, classes))
         size = read.data.image_size
         pixels = RNG.uniform(0, 255, (3, size, size, 3)).astype("float32")

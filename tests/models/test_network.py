@@ -16,7 +16,7 @@ from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.convnet import convnet
 from experiments.models.head import dense_head, probabilities
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 
 SIZE = 64
 KINDS = ("rescale", "tf", "torch", "caffe", "none")

@@ -20,8 +20,9 @@ from experiments.errors import ConfigError
 from experiments.models import network, weights
 from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.models.weights_record import backbone_differences, check_head, head_record, network_record
+from experiments.regimes.build import backbone_weights
 
 Configure = Callable[..., Config]
 CONVNET = ("regime=bottleneck", "data.image_size=48", "model.head.pooling=average")
@@ -34,7 +35,7 @@ EFFICIENTNET = (
 
 def backbone(read: Config) -> Backbone:
     keras.utils.clear_session()
-    return build_backbone(read, None)
+    return build_backbone(read.model, read.data.image_size, read.trusted_packages, backbone_weights(read, None))
 
 
 def refusal(read: Config) -> str:

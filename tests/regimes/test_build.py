@@ -241,7 +241,7 @@ def test_optimizers_are_fresh_each_time(config: Configure) -> None:
 
 
 def test_build_backbone_maps_pixels_to_feature_maps(config: Configure) -> None:
-    backbone = build_backbone(config(*CONVNET), None)
+    backbone = build_backbone(config(*CONVNET).model, 48, (), None)
     assert backbone.model.input_shape == (None, 48, 48, 3)
     assert backbone.model.output_shape == (None, 4, 4, 64)
 
@@ -271,9 +271,9 @@ def test_a_network_of_ones_own_maps_the_pixels_to_feature_maps(
                  "model.blocks=null")  # fmt: skip
     if issue:
         with pytest.raises(ConfigError, match=f"^model: ownnetwork.network must .*{re.escape(issue)}"):
-            build_backbone(own, None)
+            build_backbone(own.model, 48, ["ownnetwork"], None)
     else:
-        assert build_backbone(own, None).model.get_layer("preprocessing")
+        assert build_backbone(own.model, 48, ["ownnetwork"], None).model.get_layer("preprocessing")
 
 
 def test_the_root_of_a_listing_is_that_of_its_paths(drawn: Path, tmp_path: Path, config: Configure) -> None:

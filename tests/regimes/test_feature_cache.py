@@ -30,7 +30,7 @@ from experiments.errors import ConfigError
 from experiments.images import decoder
 from experiments.models import network, stages
 from experiments.models.network import NetworkSplit, split_network
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.regimes import feature_cache
 from experiments.regimes.feature_cache import BATCH, SHARD_ROWS, FeatureRequest, extract
 from experiments.storage import array_cache

@@ -296,13 +296,13 @@ def test_texts(name: str, tally: Tally, tmp_path: Path) -> None:
 def test_a_stored_array_of_objects_is_not_read(tally: Tally, tmp_path: Path) -> None:
     """Neither by the store of activations nor as a checkpoint."""
     from experiments.storage import array_cache
-    from experiments.training import checkpoints
+    from experiments.storage.atomic_files import file_hash
 
     objects = np.array([{"a": 1}], dtype=object)
     entry = tmp_path / "numbers" / array_cache.key({"of": 1})
     entry.mkdir(parents=True)
     np.save(entry / "array.npy", objects, allow_pickle=True)
-    sha256 = checkpoints.file_hash(entry / "array.npy")
+    sha256 = file_hash(entry / "array.npy")
     meta = {"spec": {"of": 1}, "shape": [1], "dtype": "|O", "sha256": sha256}
     (entry / "meta.json").write_text(str(meta).replace("'", '"'))
     assert array_cache.find_damage(entry) is not None

@@ -140,7 +140,7 @@ def test_another_optimizer_starts_from_the_averaged_weights(
 def test_a_range_test_goes_on_from_the_finished_run(
     short: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = continuation_of.configuration(RunDirectory(short))["data"]["root"]
+    root = RunDirectory(short).config()["data"]["root"]
     given = config(
         "data=folder", f"data.root={root}", "data.image_size=48", "regime=bottleneck", *SMALL, "epochs=4",
         f"continue_from={short}",
@@ -159,7 +159,7 @@ def test_a_range_test_goes_on_from_the_finished_run(
 def test_jobs_of_a_sweep_continue_a_run_with_identities_of_their_own(
     short: Path, config: Callable[..., Config]
 ) -> None:
-    root = continuation_of.configuration(RunDirectory(short))["data"]["root"]
+    root = RunDirectory(short).config()["data"]["root"]
     given = ("data=folder", f"data.root={root}", "data.image_size=48", "regime=bottleneck", *SMALL, "epochs=4")
     continued = [config(*given, f"continue_from={short}", f"optimizer.lr={rate}") for rate in (1e-4, 1e-5)]
     jobs = prepare_jobs([*continued, config(*given)])
@@ -172,7 +172,7 @@ def test_a_winner_is_continued_from_the_state_of_its_job(
 ) -> None:
     winner = Path(shutil.copytree(short, tmp_path / "winner"))
     shutil.rmtree(winner / "checkpoints")
-    plain = continuation_of.configuration(RunDirectory(short))
+    plain = RunDirectory(short).config()
     plain["sweep"]["trained"] = str(short)
     (winner / "config.yaml").write_text(yaml.safe_dump(plain))
     copies = continuation_of.copy_source(config(f"continue_from={winner}"), tmp_path / "longer")

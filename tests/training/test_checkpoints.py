@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.storage.atomic_files import file_hash
 from experiments.training import checkpoints
 from experiments.training.types import EpochRecord
 
@@ -135,7 +136,7 @@ def test_processes_that_save_the_same_head_do_not_break_each_other(tmp_path: Pat
 def test_a_head_replaced_while_it_is_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "head"
     checkpoints.save(folder, small(1), HISTORY)
-    right = checkpoints.file_hash
+    right = file_hash
 
     def then_gone(path: Path) -> str:
         found = right(path)

@@ -209,9 +209,8 @@ class Run:
         progress = Terminal(PlainConsole())
         model, distances, answers, sentences = prepare(self._trained, confidence, lambda: self.model, progress)
         inputs = (image if isinstance(image, str | Image.Image) else Image.fromarray(image) for image in listed)
-        settings = DecoderSettings.of(self._trained.plain["data"])
         with progress.stage("predicting", len(listed)) as advance:
-            for batch in predictions(model, inputs, batch_size, settings, distances):
+            for batch in predictions(model, inputs, batch_size, self._trained.decoder_settings, distances):
                 advance(len(batch))
                 rows += map(answers.cells, batch)
         table = display.frame(rows, answers.columns).rename(columns={"class": "predicted", "probability": "confidence"})

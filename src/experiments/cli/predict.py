@@ -73,7 +73,6 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
     """Predict image files, write the predictions, and return the number of files that could not be used."""
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
-    from experiments.images.decoder_settings import DecoderSettings
     from experiments.system.progress import PlainConsole, Terminal
     from experiments.system.startup import output_failure, quiet_start
 
@@ -85,7 +84,6 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
     run = saved_run.find(arguments.run, arguments.uri)
     output = arguments.output
     confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
-    decoder_settings = DecoderSettings.of(run.plain["data"])
 
     def load() -> keras.Model:
         with quiet_start():
@@ -100,7 +98,7 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, answers), time.perf_counter()
         with Terminal(console).stage("predicting", len(files)) as advance:
-            for batch in predictions(model, files, arguments.batch_size, decoder_settings, distances):
+            for batch in predictions(model, files, arguments.batch_size, run.decoder_settings, distances):
                 for prediction in batch:
                     write(prediction)
                 advance(len(batch))

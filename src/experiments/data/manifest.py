@@ -63,6 +63,7 @@ def read(
     """
     listing = source if isinstance(source, Listing) else list_images(Path(os.path.abspath(source)))
     listing = _select(listing, settings)
+    settings = replace(settings, fractions=_drawn_fractions(listing, settings))
     root, issues = listing.root, list(listing.issues)
     hashes = hash_files(root, listing.images, issues)
     if buffer:
@@ -70,12 +71,11 @@ def read(
     results = ValidationResults(root, hashes, cache, decoder_settings, buffer)
     images = [image for image in listing.images if image.path in hashes]
     images = without_duplicates(images, results, issues)
-    fractions = _drawn_fractions(listing, settings)
-    images, pairs, left_out = _split(images, listing, fractions, settings, results, issues)
+    images, pairs, left_out = _split(images, listing, settings, results, issues)
     results.save()
-    issues += _missing_images(listing, images, fractions, settings, issues)
+    issues += _missing_images(listing, images, settings, issues)
     records, warnings = _records(images, hashes, results)
-    notes = (*listing.notes, *_notes_on_drawn(listing, fractions, settings))
+    notes = (*listing.notes, *_notes_on_drawn(listing, settings))
     result = Manifest(root, tuple(listing.classes), records, (), warnings, decoder_settings, notes, pairs)
     if settings.on_leak == "error":
         issues += leak_issues(result.leaks)
@@ -117,10 +117,10 @@ def _drawn_fractions(listing: Listing, settings: SplitSettings) -> Mapping[str, 
     return {"train": 1 - validation - test, "validation": validation, "test": test}
 
 
-def _notes_on_drawn(listing: Listing, fractions: Mapping[str, float], settings: SplitSettings) -> list[str]:
+def _notes_on_drawn(listing: Listing, settings: SplitSettings) -> list[str]:
     """Return the sentence on splits that are drawn from the training images that the data gives."""
     splits = ("test",) if settings.fold is not None else ("validation", "test")
-    drawn = [f"{fractions[split]:.0%} {split}" for split in splits if fractions.get(split)]
+    drawn = [f"{settings.fractions[split]:.0%} {split}" for split in splits if settings.fractions.get(split)]
     if not listing.splits or not drawn:
         return []
     train = listing.folders.get("train", "train")
@@ -130,7 +130,6 @@ def _notes_on_drawn(listing: Listing, fractions: Mapping[str, float], settings: 
 def _split(
     images: Sequence[ListedImage],
     listing: Listing,
-    fractions: Mapping[str, float],
     settings: SplitSettings,
     results: ValidationResults,
     issues: list[DataIssue],
@@ -147,11 +146,11 @@ def _split(
     pairs = None
 
     def assign(images: Sequence[ListedImage], issues: list[DataIssue]) -> Sequence[ListedImage]:
-        if fractions:
-            images = drawing.draw_splits(images, fractions, settings.split_seed, place, issues)
+        if settings.fractions:
+            images = drawing.draw_splits(images, settings.fractions, settings.split_seed, place, issues)
             images = keep_together(images, copies)
         if settings.fold is not None:
-            if listing.splits and fractions:  # the validation images were drawn of those for training
+            if listing.splits and settings.fractions:  # the validation images were drawn of those for training
                 images = [image._replace(split="train") if image.split == "validation" else image for image in images]
             images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
             images = keep_together(images, copies)
@@ -159,7 +158,7 @@ def _split(
             issues += grouping.check_splits(images)
         return images
 
-    is_drawn = bool(fractions) or settings.fold is not None
+    is_drawn = bool(settings.fractions) or settings.fold is not None
     if settings.on_leak == "group" or (settings.on_bad == "skip" and is_drawn):
         # Images that will probably be used are validated first, with their decoded pixels kept for the run.
         _choose(assign(images, []), settings, results)
@@ -198,15 +197,11 @@ def _choose(images: Sequence[ListedImage], settings: SplitSettings, results: Val
 
 
 def _missing_images(
-    listing: Listing,
-    images: Sequence[ListedImage],
-    fractions: Mapping[str, float],
-    settings: SplitSettings,
-    known: Sequence[DataIssue],
+    listing: Listing, images: Sequence[ListedImage], settings: SplitSettings, known: Sequence[DataIssue]
 ) -> list[DataIssue]:
     """Return an issue for every class without images in a split, unless a more precise one is known."""
     issues: dict[str, DataIssue] = {}
-    drawn = [split for split, share in fractions.items() if share > 0]
+    drawn = [split for split, share in settings.fractions.items() if share > 0]
     if settings.fold is not None:
         drawn.append("validation")
     having = {(image.split, image.class_name) for image in images}

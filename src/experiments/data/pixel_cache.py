@@ -44,7 +44,6 @@ def images_of(
     """Return the images of one split in the manifest's order; nothing is read before `pixels` is used.
 
     Args:
-        manifest, split: Which images.
         image_size: Width and height of the pixels; see `resizing.resize`.
         cache: The cache directory; the decoded pixels are kept in its array cache.
         held: Hold them in memory; else they are read from the array cache as they are used.

@@ -24,7 +24,6 @@ from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
 from experiments.evaluation.evaluate import Report, percent, report_on
 from experiments.evaluation.per_class import class_columns
-from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports.figures import report_figures
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
@@ -66,7 +65,7 @@ def evaluate(
     class_of = {path: name for path, name in labelled.files if path in hashes}
     shares: dict[str, np.ndarray] = {}  # probabilities by path
     relative = {str(labelled.root / path): path for path in class_of}
-    for batch in predictions(model, relative, batch_size, DecoderSettings.of(run.plain["data"])):
+    for batch in predictions(model, relative, batch_size, run.decoder_settings):
         for prediction in batch:
             path = relative[prediction.path]
             if prediction.probabilities is None:
@@ -147,11 +146,10 @@ def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: 
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)
     directory, report = RunDirectory(aside), evaluation.report
-    settings = DecoderSettings.of(run.plain["data"])
 
     def pixels_of(rows: list[int]) -> np.ndarray:
         paths = [os.path.join(labelled.root, evaluation.paths[row]) for row in rows]
-        images = [read_image(path, image_size, settings) for path in paths]
+        images = [read_image(path, image_size, run.decoder_settings) for path in paths]
         blank = np.zeros((image_size, image_size, 3), np.uint8)  # in place of a file that has changed since
         return np.stack([blank if isinstance(image, str) else image for image in images])
 

@@ -19,7 +19,6 @@ from experiments.deploy.export_formats import FORMATS, INT8, MODEL_JSON, Infer, 
 from experiments.deploy.rejection import temperature
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
-from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import resize
 from experiments.models.network import inference_function
 from experiments.storage import atomic_files
@@ -123,7 +122,7 @@ def compare(
 
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
     """Return the contents of model.json: everything that is needed to use the exported files without this program."""
-    size, settings = int(model.input_shape[1]), DecoderSettings.of(run.plain["data"])
+    size, settings = int(model.input_shape[1]), run.decoder_settings
     divisor = None
     with contextlib.suppress(ConfigError):  # the run has no temperature
         divisor = temperature(run)
@@ -185,7 +184,7 @@ def recorded_images(run: Trained, split: str, size: int, most: int) -> Images | 
 
     The description has the number of those that are missing or have changed.
     """
-    root, settings = run.recorded_root, DecoderSettings.of(run.plain["data"])
+    root, settings = run.recorded_root, run.decoder_settings
     if root is None or not root.is_dir():
         return None
     chosen = run.images(split, most)

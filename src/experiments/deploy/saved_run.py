@@ -18,8 +18,9 @@ from experiments.data.sources.folder import existing
 from experiments.errors import ConfigError
 from experiments.evaluation import decision
 from experiments.evaluation.decision import Decision
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.reuse import like
-from experiments.runs.location import folder_of, store_of_run
+from experiments.runs.location import folder_named, folder_of, store_of_run
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import (
     CONFIG,
@@ -40,7 +41,7 @@ from experiments.tracking.queries import RUN_ID
 if TYPE_CHECKING:
     import keras
 
-    from experiments.models.types import Backbone
+    from experiments.models.stages import Backbone
 
 KERAS_FILE = "data/model.keras"  # path within a model that is logged to MLflow
 TOLERANCE, COARSE = 1e-3, 2e-2  # largest accepted difference in probability between machines: in float32, in others
@@ -74,6 +75,11 @@ class Trained:
         """The classes of the data that `data.classes` has merged, by the class that they have become."""
         classes = self.plain["data"].get("classes")
         return classes if isinstance(classes, Mapping) else {}
+
+    @property
+    def decoder_settings(self) -> DecoderSettings:
+        """How image files are decoded for its model."""
+        return DecoderSettings.of(self.plain["data"])
 
     @property
     def store(self) -> str:
@@ -195,9 +201,8 @@ def find(named: str, uri: str | None = None) -> Trained:
     Raises:
         ConfigError: there is no such run, it is not finished, or its files do not exist any more.
     """
-    folder = Path(named).expanduser()
-    if folder.is_dir():
-        return of_folder(folder.resolve())
+    if folder := folder_named(named):
+        return of_folder(folder)
     uri = uri or tracking_uri()
     (facts,) = queries.find_runs(uri, [named])
     kept = folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
@@ -244,24 +249,25 @@ def join(run: Trained) -> keras.Model:
 
     config = run.config
     files = RunDirectory(place.parent)
-    pool, kept = config.model.head.pooling, files.weights("backbone")
-    model, regime = config.model, config.regime
-    if kept.is_file():
-        model = model.model_copy(update={"weights": str(kept)})
-        regime = regime.model_copy(update={"ignores": [key for key in regime.ignores if key != "model.weights"]})
+    model, pool = config.model, config.model.head.pooling
     keras.utils.clear_session()  # layer names must not depend on what this process built before
     keras.config.set_dtype_policy(config.runtime.precision)
-    started = run.started_from(model.weights) if model.weights and RUN_ID.fullmatch(model.weights) else None
-    backbone = build_backbone(config.model_copy(update={"model": model, "regime": regime}), started)
+    kept = files.weights("backbone")
+    if kept.is_file():
+        weights: str | Path | None = kept
+    else:
+        started = run.started_from(model.weights) if model.weights and RUN_ID.fullmatch(model.weights) else None
+        weights = build.backbone_weights(config, started)
+    backbone = build_backbone(model, config.data.image_size, config.trusted_packages, weights)
     if not kept.is_file() and run.facts.get("backbone_identity") not in (None, backbone.identity):
         raise ConfigError(
             f"{run.name}: this job of a sweep has kept what it trained; model.weights ({model.weights}), which it "
             "started from, has changed since"
         )
     if (unfrozen := files.weights("unfrozen")).is_file():
-        suffix = network.split_network(backbone, regime.unfrozen_blocks, pool).trainable_part
+        suffix = network.split_network(backbone, config.regime.unfrozen_blocks, pool).trainable_part
         network.load_weights(suffix, unfrozen, run.name)
-    head = build.build_head(config.model.head, backbone, config.seed, len(run.classes))
+    head = build.build_head(model.head, backbone, config.seed, len(run.classes))
     network.load_weights(head, files.weights("head"), run.name)
     whole = network.join(backbone, pool, head)
     verify(run, config, backbone, whole, files.weights("head"))
@@ -270,18 +276,11 @@ def join(run: Trained) -> keras.Model:
 
 def verify(run: Trained, config: Config, backbone: Backbone, model: keras.Model, head: Path) -> None:
     """Raise ConfigError if a rebuilt model differs from the record in the weights file of the run's head."""
-    from experiments.models import network, weights
-    from experiments.models.weights_record import backbone_differences
+    from experiments.models import network
+    from experiments.models.weights_record import compare_record
 
-    record = weights.read(head, run.name).record
-    if record is None:  # written by a version that stored no record
-        return
-    try:
-        wrong = backbone_differences(config.model, record, backbone)
-        expected = np.asarray(record["reference"], "float32")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run.name}: {head}: its record is damaged ({error!r})") from None
-    if not wrong:
+    wrong, expected = compare_record(config.model, head, backbone, run.name)
+    if expected is not None and not wrong:
         given = np.asarray(model(network.reference_images(model), training=False))
         tolerance = TOLERANCE if config.runtime.precision == "float32" else COARSE
         if given.shape != expected.shape:

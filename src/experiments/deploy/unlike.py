@@ -20,7 +20,6 @@ from experiments.deploy.predict import Distances, predict_recorded
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.evaluate import percent
-from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.head import probabilities
 from experiments.runs.run_directory import TRAINING_FEATURES
 from experiments.storage import named_arrays
@@ -65,7 +64,7 @@ class TrainingFeatures:
 
 
 def measure(
-    run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None = None
+    run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None
 ) -> tuple[keras.Model, Distances, float, str]:
     """Return how images are compared with the training images of a run; `share` as in `Confidence.unlike`.
 
@@ -85,9 +84,7 @@ def measure(
     return predicting, Distances(features, known.distances), farthest, sentence
 
 
-def training_features(
-    run: Trained, model: keras.Model, progress: Progress, data: Path | None = None
-) -> TrainingFeatures:
+def training_features(run: Trained, model: keras.Model, progress: Progress, data: Path | None) -> TrainingFeatures:
     """Return the training features of a run, which are computed once and then kept in its directory.
 
     The model computes the features [B, D], which the head receives, from pixels [B, H, W, 3] in [0, 255].
@@ -109,23 +106,16 @@ def training_features(
         try:
             named_arrays.write(path, {"train": train, "validation": measured})
         except OSError as error:
-            _log.warning(
-                "%s: cannot be written (%s), so that the next use computes the features again", path, error.strerror
-            )
+            _log.warning("%s: cannot be written (%s): the next use computes the features again", path, error.strerror)
     return TrainingFeatures(train, measured)
 
 
 def features_of(run: Trained, model: keras.Model, split: str, progress: Progress, data: Path | None) -> np.ndarray:
-    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many.
-
-    Raises:
-        ConfigError: an image is gone or has changed.
-    """
+    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many."""
     most = min(MOST_IMAGES, max(int(MOST_BYTES / (2 * model.output_shape[-1])), 1))
-    settings = DecoderSettings.of(run.plain["data"])
     try:
         rows = run.images(split, most)
-        return predict_recorded(model, run.data_root(data), rows, settings, progress, f"{split} features")
+        return predict_recorded(model, run.data_root(data), rows, run.decoder_settings, progress, f"{split} features")
     except (DataError, ConfigError) as error:
         raise ConfigError(
             f"--unlike: the features of the {split} images of {run.name} are computed once, from the images, which are "

@@ -39,7 +39,7 @@ def measure(config: Config, batch: int, seconds: float) -> Cost:
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
-    backbone = build_backbone(config, None)
+    backbone = build_backbone(config.model, config.data.image_size, config.trusted_packages, None)
     run = inference_function(split_network(backbone, 0, config.model.head.pooling).frozen_part)  # as feature_cache does
     size = config.data.image_size
     pixels = np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype("float32")

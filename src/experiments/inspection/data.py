@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from experiments.inspection.inspection import Inspection
 from experiments.regimes.build import build_source
 from experiments.reports.figure_style import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
+from experiments.system.progress import plain_table
 
 MOST_CLASSES = 20  # number of classes that a figure shows
 THUMBNAIL = 240  # pixels of the longer side of a sample image
@@ -71,7 +71,7 @@ def counts(found: Manifest) -> Table:
     """Return the table of the numbers of images by class and split."""
     held = Counter((entry.class_name, entry.split) for entry in found.entries)
     dataset = [split for split in SPLITS if found.of(split)]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
+    table = plain_table((), (), show_footer=True)
     table.add_column("class", "all", no_wrap=True)
     for split in dataset:
         table.add_column(split, f"{len(found.of(split)):,}", justify="right")

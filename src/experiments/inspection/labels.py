@@ -36,7 +36,7 @@ def inspect(
         DataError: images are missing or are not those of the run.
     """
     run = runs[0]
-    root, settings = run.data_root(data), DecoderSettings.of(run.plain["data"])
+    root, settings = run.data_root(data), run.decoder_settings
     images = held_out(runs)
     name = sweep.name if sweep else run.name
     if sweep:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from experiments.data.pixel_cache import open_image
 from experiments.deploy.saved_run import Trained
-from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import fit, map_back, resize, thumbnail
 from experiments.inspection.inspection import Inspection
 from experiments.models.gradcam import gradcam, overlay
@@ -55,7 +54,7 @@ def explain(run: Trained, root: Path, mistakes: Sequence[Prediction]) -> list[Ex
         ConfigError: the model cannot be read, or Grad-CAM does not support it.
         DataError: images are missing or are not those of the run.
     """
-    settings, size = DecoderSettings.of(run.plain["data"]), run.config.data.image_size
+    settings, size = run.decoder_settings, run.config.data.image_size
     thumbnails, resized = [], []
     for mistake in mistakes:
         image = open_image(root, mistake.path, mistake.sha256, settings)

@@ -80,9 +80,7 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     # No weights are read, whatever the configuration names, as they do not change the structure.
-    ignores = [*config.regime.ignores, "model.weights"]
-    structure = config.model_copy(update={"regime": config.regime.model_copy(update={"ignores": ignores})})
-    backbone = build_backbone(structure, None)
+    backbone = build_backbone(config.model, config.data.image_size, config.trusted_packages, None)
     divided = None  # the backbone split at the regime's split point, unless the regime trains all of it
     if "model.weights" not in config.regime.ignores:
         unfrozen = 0 if "regime.unfrozen_blocks" in config.regime.ignores else config.regime.unfrozen_blocks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from unittest import mock
 
 import keras
 
-from experiments.config.schema import Config
+from experiments.config.schema import Model
 from experiments.config.targets import APPLICATIONS, construct, resolve
 from experiments.errors import ConfigError
 from experiments.models import network, stages, weights
 from experiments.models.architecture import SHOWN, architecture, differences, layers_of, setting_differences
 from experiments.models.head import POOLING
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.models.weights import Contents
 from experiments.models.weights_record import network_settings
 from experiments.system import paths
@@ -31,66 +31,61 @@ from experiments.system.private_api import KERAS_GET_FILE
 PRETRAINED = paths.PACKAGE / "weights" / "convnet.weights.h5"
 
 
-def build_backbone(config: Config, file: Path | None = None) -> Backbone:
-    """Build the backbone of a configuration with its preprocessing and weights; warn if a regime freezes random ones.
+def build_backbone(
+    config: Model, image_size: int, trusted_packages: Sequence[str], weights: str | Path | None
+) -> Backbone:
+    """Build a backbone with its preprocessing and weights.
 
     Args:
-        config: a validated configuration.
-        file: the weights file, if `model.weights` is a run id.
+        weights: a file, "pretrained" or "imagenet"; None for random ones. `config.weights` is not read.
 
     Raises:
         ConfigError: the network cannot be built, or its weights are missing or belong to another network.
     """
-    is_read = "model.weights" not in config.regime.ignores
-    source = config.model.weights if is_read else None
-    if is_read and source is None:
-        logging.getLogger(__name__).warning(
-            "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; "
-            "give model.weights a file, imagenet or a run id unless that is what you want to measure.",
-            config.regime.name,
-        )
-    if source is None or source == "imagenet":
-        model = build_network(config, config.data.image_size, source)
-    elif source == "pretrained":
-        model = _with_weights(config, PRETRAINED, "model.weights=pretrained")
+    build = functools.partial(build_network, config, trusted_packages)
+    if weights is None or weights == "imagenet":
+        model = build(image_size, weights)
+    elif weights == "pretrained":
+        model = _with_weights(config, image_size, build, PRETRAINED, "model.weights=pretrained")
     else:
-        model = _with_weights(config, file or Path(source).expanduser(), "model.weights")
+        model = _with_weights(config, image_size, build, Path(weights).expanduser(), "model.weights")
     description = hashlib.sha256(model.to_json().encode()).hexdigest()
     identity = hashlib.sha256(f"{description} {network.weights_hash(model)}".encode()).hexdigest()
-    blocks = config.model.blocks
-    return Backbone(model, stages.named_stages(model, blocks) if blocks else stages.find_stages(model), identity)
+    named = stages.named_stages(model, config.blocks) if config.blocks else stages.find_stages(model)
+    return Backbone(model, named, identity)
 
 
-def build_network(config: Config, size: int | None, weights: str | None, *, download: bool = True) -> keras.Model:
+def build_network(
+    config: Model, trusted_packages: Sequence[str], size: int | None, weights: str | None, *, download: bool = True
+) -> keras.Model:
     """Build the backbone's network with its preprocessing in front.
 
     Args:
-        config: a validated configuration.
         size: side of the images in pixels; None for any.
         weights: "imagenet" builds the network that keras.applications builds for ImageNet weights, which in some cases
             has additional layers (EfficientNet: a rescaling); None builds it without them.
         download: False leaves the weights random.
     """
-    given, pixels = config.model, keras.Input((size, size, 3), name="pixels")
-    arguments = {"input_tensor": network.preprocess(pixels, given.preprocessing), **given.arguments}
-    if given.layers is not None:
-        arguments["layers"] = given.layers
-    constructor = resolve(config.trusted_packages, "model", given.target)
-    if given.target.startswith(APPLICATIONS):
+    pixels = keras.Input((size, size, 3), name="pixels")
+    arguments = {"input_tensor": network.preprocess(pixels, config.preprocessing), **config.arguments}
+    if config.layers is not None:
+        arguments["layers"] = config.layers
+    constructor = resolve(trusted_packages, "model", config.target)
+    if config.target.startswith(APPLICATIONS):
         arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
         if weights is not None and not download:
             with _random_weights():
                 built = construct("model", constructor, arguments)
         else:
-            built = _with_download(given.name, constructor, arguments)
+            built = _with_download(config.name, constructor, arguments)
     elif weights is not None:
         raise ConfigError(
             f"model.weights: {weights!r} is Keras's download for keras.applications, not for "
-            f"model={given.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
+            f"model={config.name}. Allowed: pretrained (model=convnet), a file, an MLflow run id, null"
         )
     else:
         built = construct("model", constructor, arguments)
-    return _checked(built, pixels, given.target)
+    return _checked(built, pixels, config.target)
 
 
 def _checked(built: Any, pixels: keras.KerasTensor, target: str) -> keras.Model:
@@ -124,7 +119,9 @@ def _random_weights() -> Iterator[None]:
         yield
 
 
-def _with_weights(config: Config, path: Path, key: str) -> keras.Model:
+def _with_weights(
+    config: Model, image_size: int, build: Callable[..., keras.Model], path: Path, key: str
+) -> keras.Model:
     """Return the network with the weights of a file, after checking that the file belongs to the network.
 
     If keras.applications builds another network for ImageNet weights than without, the file decides which is built.
@@ -134,13 +131,13 @@ def _with_weights(config: Config, path: Path, key: str) -> keras.Model:
     """
     contents = weights.read(path, key)
     in_file = weights.rescalings(contents.layers)
-    target = config.model.target
+    target = config.target
     published = path.name == f"{target.rpartition('.')[2].lower()}_notop.h5"
     graphs = [None, "imagenet"] if target.startswith(APPLICATIONS) else [None]
     built = []
     for graph in reversed(graphs) if published or in_file > 1 else graphs:
-        model = build_network(config, config.data.image_size, graph, download=False)
-        wrong = _differences(config, contents, model, graph)
+        model = build(image_size, graph, download=False)
+        wrong = _differences(config, contents, model, functools.partial(build, weights=graph, download=False))
         built.append((model, wrong))
         if not wrong and (_rescalings(model) == in_file or (published and graph)):
             break
@@ -165,14 +162,12 @@ def _rescalings(model: keras.Model) -> int:
     return weights.rescalings(weights.layers_in(model, "keras"))
 
 
-def _differences(config: Config, contents: Contents, model: keras.Model, graph: str | None) -> str | None:
-    """Return how the network that a file's weights belong to differs from a model.
+def _differences(
+    config: Model, contents: Contents, model: keras.Model, build: Callable[[int | None], keras.Model]
+) -> str | None:
+    """Return how the network of a file's weights differs from a model; None if it does not, as far as the file shows.
 
-    Args:
-        graph: the argument `weights` of `build_network` with which the model was built.
-
-    Returns:
-        A phrase for an error message; None if there is no difference, as far as the file shows.
+    `build` builds the model for images of another size.
     """
     recorded = weights.recorded_architecture(contents)
     if recorded is None:
@@ -181,21 +176,17 @@ def _differences(config: Config, contents: Contents, model: keras.Model, graph: 
     size = weights.recorded_size(contents)
     if found and size != model.input_shape[1]:  # The padding of some networks depends on the size of their images.
         with contextlib.suppress(ConfigError):
-            model = build_network(config, size, graph, download=False)
+            model = build(size)
             found = differences(recorded, architecture(model))
     if found and contents.record is None:  # A network that Keras saved does not have this project's preprocessing.
         bare = layers_of(json.loads(model.to_json())["config"], preprocessing=False)
         found = found if differences(recorded, bare) else []
-    settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config.model))
+    settings = setting_differences((contents.record or {}).get("model", {}), network_settings(config))
     return "; ".join((settings or found)[:SHOWN]) if found else None
 
 
 def _with_download(name: str, constructor: Any, arguments: dict[str, Any]) -> keras.Model:
-    """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and verifies them.
-
-    Raises:
-        ConfigError: the weights cannot be downloaded; the message names the file that Keras expects in its cache.
-    """
+    """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and checks them."""
     try:
         return construct("model", constructor, arguments)
     except ConfigError:

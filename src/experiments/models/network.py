@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from experiments.errors import ConfigError
 from experiments.models import stages, weights
-from experiments.models.architecture import SHOWN, architecture, differences
+from experiments.models.architecture import PREPROCESSING, SHOWN, architecture, differences
 from experiments.models.head import POOLING, pooling, probabilities
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.storage.array_cache import Rows
 
 # Constants of keras.applications.imagenet_utils.preprocess_input. They are applied by layers, so that saved models
@@ -34,18 +34,18 @@ def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
         kind: rescale ([0, 1]), tf ([-1, 1]), torch (ImageNet's mean and standard deviation), caffe (BGR, mean
             subtracted), none.
     """
-    if kind == "rescale":
-        return keras.layers.Rescaling(1 / 255, name="preprocessing")(pixels)
-    if kind == "tf":
-        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(pixels)
-    if kind == "torch":
-        scale = [1 / (255 * std) for std in IMAGENET_STD]
-        offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
-        return keras.layers.Rescaling(scale, offset=offset, name="preprocessing")(pixels)
+    if kind == "none":
+        return pixels
     if kind == "caffe":
-        offset = [-mean for mean in IMAGENET_MEAN_BGR]
-        return keras.layers.Rescaling(1.0, offset=offset, name="preprocessing")(keras.ops.flip(pixels, axis=-1))
-    return pixels
+        pixels = keras.ops.flip(pixels, axis=-1)
+    scale, offset = {
+        "rescale": (1 / 255, 0.0),
+        "tf": (1 / 127.5, -1.0),
+        "torch": ([1 / (255 * std) for std in IMAGENET_STD],
+                  [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]),
+        "caffe": (1.0, [-mean for mean in IMAGENET_MEAN_BGR]),
+    }[kind]  # fmt: skip
+    return keras.layers.Rescaling(scale, offset=offset, name=PREPROCESSING)(pixels)
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -57,13 +57,10 @@ def weights_hash(model: keras.Model) -> str:
 
 
 class NetworkSplit(NamedTuple):
-    """A network split into a frozen part and a trainable part.
+    """A network split into a frozen part and a trainable part, which share their layers with the whole network."""
 
-    The parts share their layers with the whole network.
-    """
-
-    frozen_part: keras.Model  # the frozen part: pixels -> features at the split point
-    trainable_part: keras.Model  # the trainable part: features at the split point -> pooled features [B, D]
+    frozen_part: keras.Model  # pixels -> features at the split point
+    trainable_part: keras.Model  # features at the split point -> pooled features [B, D]
     split_point: str  # first layer of the trainable part; POOLING where all is frozen, PIXELS where nothing is
 
     @property
@@ -132,10 +129,7 @@ class Always(keras.layers.Layer):
 
 
 def join(backbone: Backbone, pool: str, head: keras.Model) -> keras.Model:
-    """Join a backbone and a head into one model.
-
-    It maps pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes].
-    """
+    """Join backbone and head into a model from pixels [B, H, W, 3] in [0, 255] to probabilities [B, classes]."""
     inputs = keras.Input(backbone.model.input_shape[1:], name="pixels")
     logits = head(pooled(backbone, pool)(inputs, training=False))
     return keras.Model(inputs, probabilities(logits), name="classifier")
@@ -187,10 +181,7 @@ def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_s
 
 
 def load_weights(model: keras.Model, path: Path, key: str) -> None:
-    """Load a weights file into a model.
-
-    Args:
-        key: the configuration key that named the file, for the error message.
+    """Load a weights file, which the `key` of the configuration names, into a model.
 
     Raises:
         ConfigError: if the file does not exist, is no weights file, or belongs to another network.

@@ -1,8 +1,9 @@
-"""Stages of a network, found from its graph: a stage holds all layers of one resolution."""
+"""Backbones and their stages, found from the graph: a stage holds all layers of one resolution."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,6 +22,15 @@ class Stage(NamedTuple):
     position: int  # of its first operation in `model.operations`
     # [B, h, w, C]: the tensor that every path into the stage crosses. None: there is none, and no split is possible.
     entering: keras.KerasTensor | None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its head, with its preprocessing inside."""
+
+    model: keras.Model  # pixels [B, H, W, 3] in [0, 255] -> feature maps [B, h, w, C]
+    stages: tuple[Stage, ...]  # in order; a stage ends where the next begins
+    identity: str  # hash of the architecture and the weights' values
 
 
 def find_stages(model: keras.Model) -> tuple[Stage, ...]:
@@ -145,18 +155,12 @@ def stage_numbers(model: keras.Model, stages: Sequence[Stage]) -> dict[str, int]
 
 
 def owner(layer: str, blocks: Iterable[str]) -> str | None:
-    """Return the block that a layer is named after, the longest of several.
-
-    The layer's name is the block's name, or begins with it and an underscore.
-    """
+    """Return the longest of the blocks whose name is that of a layer, or begins it and is followed by an underscore."""
     return max((block for block in blocks if f"{layer}_".startswith(f"{block}_")), key=len, default=None)
 
 
 def split_tensors(model: keras.Model) -> dict[int, keras.KerasTensor]:
-    """Return the tensors that every path through a network crosses.
-
-    The keys are the positions of the operations that output them in `model.operations`.
-    """
+    """Return the tensors that every path crosses, by the position in `model.operations` of what outputs them."""
     operations = list(model.operations)
     last = {id(tensor): at for at, operation in enumerate(operations) for tensor in _inputs(operation)}
     last |= {id(tensor): len(operations) for tensor in model.outputs}
@@ -218,8 +222,5 @@ def _outputs(operation: keras.Operation) -> list[keras.KerasTensor]:
 
 
 def _has_weights(operation: keras.Operation) -> bool:
-    """Return whether an operation has weights to train, including those that are frozen now.
-
-    The split must not depend on what is frozen now.
-    """
+    """Return whether an operation has weights to train; a split must not depend on whether they are frozen now."""
     return bool(getattr(operation, "weights", None)) and not isinstance(operation, keras.layers.Normalization)

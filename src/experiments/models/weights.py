@@ -88,10 +88,7 @@ def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, key: str) -> Contents:
-    """Return the content of a weights file.
-
-    Args:
-        key: the configuration key that named the file, for the error message.
+    """Return the content of a weights file, which the `key` of the configuration names.
 
     Raises:
         ConfigError: if the file is missing, damaged, no weights file, or refers to other files.

@@ -13,7 +13,7 @@ from experiments.config.schema import Model
 from experiments.errors import ConfigError
 from experiments.models import network, weights
 from experiments.models.architecture import SHOWN, architecture, differences, setting_differences
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 
 
 def network_settings(config: Model) -> dict[str, Any]:
@@ -27,21 +27,14 @@ def network_settings(config: Model) -> dict[str, Any]:
 
 def network_record(config: Model, model: keras.Model) -> dict[str, Any]:
     """Return the description of the network that is stored with a backbone's weights."""
-    return {
-        "model": network_settings(config),
-        "image_size": model.input_shape[1],
-        "architecture": architecture(model),
-    }
+    return {"model": network_settings(config), "image_size": model.input_shape[1], "architecture": architecture(model)}
 
 
 def head_record(config: Model, backbone: Backbone, head: keras.Model, model: keras.Model) -> dict[str, Any]:
-    """Return the record that is stored with a head's weights.
+    """Return the record that is stored with a head's weights at the end of a run.
 
-    It describes the head and its backbone, and holds the probabilities that both give for the reference images.
-
-    Args:
-        backbone: the backbone at the end of the run.
-        model: backbone and head joined.
+    It describes the head and its backbone, and holds the probabilities that both, joined in `model`, give for the
+    reference images.
     """
     return {
         "architecture": architecture(head),
@@ -52,13 +45,9 @@ def head_record(config: Model, backbone: Backbone, head: keras.Model, model: ker
 
 
 def backbone_differences(config: Model, record: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return the differences between the backbone that a head was trained on and a run's backbone.
+    """Return a phrase for each difference between the backbone in a head's record and a run's backbone.
 
-    Args:
-        record: the record of the head, see `head_record`.
-
-    Returns:
-        One phrase per difference, beginning with the key; an empty list if both are the same.
+    It begins with the key.
     """
     there, here = record["backbone"], network_record(config, backbone.model)
     found = setting_differences(
@@ -73,19 +62,28 @@ def backbone_differences(config: Model, record: Mapping[str, Any], backbone: Bac
     return found
 
 
-def check_head(config: Model, file: Path, backbone: Backbone) -> None:
-    """Check that the head of `regime.head_from` was trained on features of this run's backbone.
+def compare_record(config: Model, file: Path, backbone: Backbone, key: str) -> tuple[list[str], np.ndarray | None]:
+    """Compare the record of a head with a run's backbone; the `key` of the configuration is for messages.
+
+    Returns:
+        The `backbone_differences`; and the recorded probabilities [N, classes] float32 for the reference images. None
+        in files of early versions, which stored no record.
 
     Raises:
-        ConfigError: the head was trained on features of another backbone, or its record is damaged.
+        ConfigError: the record is damaged.
     """
-    record = weights.read(file, "regime.head_from").record
-    if record is None:  # Early versions of this project stored no record.
-        return
+    record = weights.read(file, key).record
+    if record is None:
+        return [], None
     try:
-        wrong = backbone_differences(config, record, backbone)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"regime.head_from: {file}: its record is damaged ({error!r})") from None
+        return backbone_differences(config, record, backbone), np.asarray(record["reference"], "float32")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {file}: its record is damaged ({error!r})") from None
+
+
+def check_head(config: Model, file: Path, backbone: Backbone) -> None:
+    """Raise ConfigError if the head of `regime.head_from` was trained on features of another backbone."""
+    wrong, _ = compare_record(config, file, backbone, "regime.head_from")
     if wrong:
         raise ConfigError(
             "regime.head_from: that run's head was trained on features of another backbone: "

@@ -93,9 +93,7 @@ def predict_splits(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the probabilities [N, classes] float32 of every evaluated split, by its name.
 
-    Args:
-        network_split: its frozen part computes the features, which the feature cache keeps.
-        model: features at the split point -> logits.
+    The `model` maps features at the split point, which the feature cache keeps, to logits.
     """
     return {
         images.split: predict_probabilities(model, cached_features(components, network_split, images, context.progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from experiments.errors import ConfigError
 from experiments.models import network, stages
 from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.models.weights_record import check_head
 from experiments.runs.continuation import KEY, source_identity
 from experiments.runs.run_directory import RunDirectory
+from experiments.storage.atomic_files import file_hash
 from experiments.training import schedules
-from experiments.training.checkpoints import file_hash
 from experiments.training.losses import build_loss
 from experiments.training.types import RunComponents, TrainingPhase
 
@@ -52,7 +53,9 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
         keras.utils.clear_session()  # Layer names must not depend on what this process has built before.
     keras.config.set_dtype_policy(config.runtime.precision)  # Clearing the session resets the policy.
     keras.utils.set_random_seed(config.seed)
-    backbone = backbone or build_backbone(config, files.get("model.weights"))
+    if backbone is None:
+        weights = backbone_weights(config, files.get("model.weights"))
+        backbone = build_backbone(config.model, config.data.image_size, config.trusted_packages, weights)
     if "regime.unfrozen_blocks" not in config.regime.ignores:
         stages.stage_of(backbone.model, backbone.stages, config.regime.unfrozen_blocks)
     continued = RunDirectory(files[KEY]) if KEY in files else None
@@ -87,6 +90,19 @@ def build(config: Config, files: Mapping[str, Path], backbone: Backbone | None =
     return components
 
 
+def backbone_weights(config: Config, file: Path | None) -> str | Path | None:
+    """Return the weights of a run's backbone, `file` if another run's; warn if its regime freezes random ones."""
+    if "model.weights" in config.regime.ignores:
+        return None
+    if config.model.weights is None:
+        logging.getLogger(__name__).warning(
+            "model.weights=null: regime=%s freezes a backbone with RANDOM weights. Its features are arbitrary; "
+            "give model.weights a file, imagenet or a run id unless that is what you want to measure.",
+            config.regime.name,
+        )
+    return file or config.model.weights
+
+
 def build_source(config: Config) -> Any:
     """Return a function of no arguments that provides the data set: its root directory, or a listing of its images."""
     function = resolve(config.trusted_packages, "data", config.data.target)
@@ -106,7 +122,6 @@ def build_augmentation(config: schema.Augmentation, trusted_packages: Sequence[s
 
 
 def build_layers(config: schema.Augmentation, trusted_packages: Sequence[str]) -> tuple[keras.layers.Layer, ...]:
-    """Build the Keras preprocessing layers of an augmentation; see `build_layer`."""
     return tuple(build_layer(node, at, trusted_packages) for at, node in enumerate(config.layers))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +18,6 @@ from experiments.images.decoder_settings import DecoderSettings
 from experiments.models.network import split_network, stack
 from experiments.regimes.declaration import Trains, declaration_of
 from experiments.regimes.trained_weights import load_trained
-from experiments.runs.continuation import configuration
 from experiments.runs.run_directory import RunDirectory
 from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, Checkpoints, State
 from experiments.training.fit import build_optimizer
@@ -59,7 +57,7 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
     if trains != Trains.ALL and facts.get("backbone_identity") not in (None, components.backbone.identity):
         raise ConfigError(
             f"continue: the frozen weights are not those of {folder}. Allowed: its model.weights "
-            f"({configuration(source)['model'].get('weights')}) and, if they are random, its seed"
+            f"({source.config()['model'].get('weights')}) and, if they are random, its seed"
         )
     network_split = split_network(components.backbone, unfrozen, config.model.head.pooling)
     network_split.trainable_part.trainable = True
@@ -92,16 +90,12 @@ def first_candidate(state: State, components: RunComponents, dataset: Dataset) -
     """Return the first epoch that can be the best one of a continued run, from 0.
 
     It is the first one after the finished run if that run's scores are not comparable with those to come, or if the
-    weights of the best epoch are the result and the finished run has not kept those of its best one.
-
-    Args:
-        state: with which the continued run begins; see `write_first_checkpoint`.
-        components: of this run.
-        dataset: of this run.
+    weights of the best epoch are the result and the finished run has not kept those of its best one. The run begins
+    with `state`, see `write_first_checkpoint`.
     """
     config, source = components.config, components.continued
     assert source is not None
-    other = set(_scored_otherwise(configuration(source), source, config, dataset)) - {"monitor", "best_weights"}
+    other = set(_scored_otherwise(source, config, dataset)) - {"monitor", "best_weights"}
     if other or (config.best_weights and not state.best):
         return len(state.history)
     return int((source.facts() or {}).get("first_candidate", 0))
@@ -115,15 +109,8 @@ def continued_state(
     It has no variables of the optimizer if that starts anew: if it is another one, or if its variables are others (such
     as another momentum of 0). The best epoch and the patience begin anew if the scores of the finished run are not
     comparable with those to come; the patience also after it has ended the finished run.
-
-    Args:
-        state: the last of the finished run.
-        components: of this run.
-        dataset: of this run.
-        model: the one that this run trains.
-        source: the files of the finished run.
     """
-    config, plain = components.config, configuration(source)
+    config = components.config
     # Compiled as `fit` does, because Keras wraps the optimizer under mixed_float16.
     model.compile(optimizer=build_optimizer(components.phase, model, {}))
     model.optimizer.build(model.trainable_variables)
@@ -142,7 +129,7 @@ def continued_state(
             "data.image_size and the classes as they were"
         )
     shapes = [tuple(variable.shape) for variable in model.optimizer.variables]
-    before, now = plain["optimizer"], config.optimizer.model_dump(by_alias=True)
+    before, now = source.config()["optimizer"], config.optimizer.model_dump(by_alias=True)
     same_optimizer = before["_target_"] == now["_target_"] and all(
         bool(before.get(name)) == bool(now.get(name)) for name in DECIDING
     )
@@ -150,7 +137,7 @@ def continued_state(
         moments = []
     values = iter(weights)
     variables = [np.asarray(variable) if _is_seed(variable) else next(values) for variable in model.variables]
-    if other := list(_scored_otherwise(plain, source, config, dataset)):
+    if other := list(_scored_otherwise(source, config, dataset)):
         _log.warning(
             "continue: the best epoch and the patience begin anew, as what the scores depend on has changed: %s",
             ", ".join(other),
@@ -165,10 +152,9 @@ def _is_seed(variable: keras.Variable | np.ndarray) -> bool:
     return tuple(variable.shape) == (2,) and variable.dtype == "int64"
 
 
-def _scored_otherwise(
-    plain: Mapping[str, Any], source: RunDirectory, config: Config, dataset: Dataset
-) -> Iterator[str]:
-    """Yield what the scores of epochs depend on and is not as in the finished run, whose configuration is `plain`."""
+def _scored_otherwise(source: RunDirectory, config: Config, dataset: Dataset) -> Iterator[str]:
+    """Yield what the scores of epochs depend on and is not as in the finished run."""
+    plain = source.config()
     yield from (key for key in COUNTERS if plain.get(key) != getattr(config, key))
     before = {(row["sha256"], row["class_name"]) for row in source.images() if row["split"] == "validation"}
     now = {(entry.sha256, entry.class_name) for entry in dataset.manifest.entries if entry.split == "validation"}

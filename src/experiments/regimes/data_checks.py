@@ -12,33 +12,29 @@ from experiments.errors import ConfigError, DataError
 from experiments.evaluation.decision import decision_of
 from experiments.runs.continuation import KEY
 from experiments.runs.run_directory import RunDirectory, classes_of
-from experiments.training import runtime
 from experiments.training.losses import class_weights
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
-    """Check the keys of a configuration whose allowed values depend on the data, before training.
-
-    Raises:
-        ConfigError: a value does not fit the data set.
-    """
+    """Raise ConfigError if a value does not fit the data set, for keys whose allowed values depend on it."""
     class_weights(config.class_weights, dataset.train.labels, dataset.classes)
     decision_of(config, dataset)
-    sizes = {"train": len(dataset.train), "validation": len(dataset.validation)}
-    runtime.check_shares(config.runtime.devices, sizes)
+    check_shares(config.runtime.devices, {"train": len(dataset.train), "validation": len(dataset.validation)})
     check_accumulation(config, len(dataset.train))
 
 
+def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
+    """Raise ConfigError if several devices cannot share every batch of these splits evenly: `fit` would fail then."""
+    odd = [f"{split} has {count}" for split, count in images.items() if devices and count % devices]
+    if odd:
+        raise ConfigError(
+            f"runtime.devices: {devices} devices share every batch evenly, so every split's number of images must be "
+            f"a multiple of {devices}: {', '.join(odd)}. Set data.limit, or train on one device"
+        )
+
+
 def check_accumulation(config: Config, images: int) -> None:
-    """Compare the number of batches per optimizer step with the number of batches of each training phase.
-
-    Args:
-        config: the validated configuration.
-        images: number of training images.
-
-    Raises:
-        ConfigError: a phase would end before its first step.
-    """
+    """Raise ConfigError if a training phase on so many images would end before its optimizer's first step."""
     phases = [("optimizer", config.optimizer, "epochs", config.epochs)]
     if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
         head = config.regime
@@ -54,14 +50,10 @@ def check_accumulation(config: Config, images: int) -> None:
 
 
 def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> set[str]:
-    """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
+    """Return the SHA-256 of every image that other runs' weights were trained on, after a check of this run's data.
 
     Args:
         origins: for each key that names a run, the directory with that run's manifest.
-        dataset: the data set of this run.
-
-    Returns:
-        The SHA-256 of every image that those weights were trained on.
 
     Raises:
         DataError: another run's weights were trained on images that this run validates or tests with, by that run or

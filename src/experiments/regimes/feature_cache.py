@@ -209,18 +209,11 @@ class FeatureTable:
         start = at.start - at.start % self.step
         shard = self.shards[start]
         if at.stop == start + shard.shape[0]:
-            self.found[start] = shard.make(self.write)
+            self.found[start] = shard.make(lambda into: np.concatenate(self.filling, out=into))
             self.filling = []
 
-    def write(self, rows: np.ndarray) -> None:
-        np.concatenate(self.filling, out=rows)
-
     def narrowed(self, rows: np.ndarray) -> np.ndarray:
-        """Convert rows to the dtype of the table.
-
-        Raises:
-            ConfigError: a value is too large for it.
-        """
+        """Convert rows to the dtype of the table; ConfigError if a value is too large for it."""
         if self.dtype == "float32":
             return rows
         largest, bound = float(np.abs(rows).max(initial=0)), float(np.finfo(self.dtype).max)
@@ -242,11 +235,7 @@ class FeatureTable:
 
 
 def check_disk(cache: Path, tables: Sequence[FeatureTable]) -> None:
-    """Check that the missing shards of the tables fit on the disk, and log how much space they will take.
-
-    Raises:
-        ConfigError: there is not enough space.
-    """
+    """Raise ConfigError if the missing shards do not fit on the disk; log how much space they will take."""
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(table.lacking_bytes for table in tables), shutil.disk_usage(cache).free
     _log.info("Features to be cached: %s, in %s", decimal(needed), cache)
@@ -268,11 +257,9 @@ def compute(
     forward: Callable[..., Callable[..., list[np.ndarray]]],
     progress: Progress,
 ) -> None:
-    """Run the images of tables through the network and store the missing shards of its tables.
+    """Run the images of tables, the same of all, through the network and store the missing shards.
 
-    Args:
-        tables: tables of the same images.
-        forward: returns the compiled `inference_functions` of a tuple of frozen parts.
+    `forward` returns the compiled `inference_functions` of a tuple of frozen parts.
     """
     images = tables[0].images
     count = len(images)

@@ -15,7 +15,7 @@ from experiments.models.network import (
     split_network,
     stack,
 )
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.regimes.bottleneck import (
     TrainedHead,
     cached_head,

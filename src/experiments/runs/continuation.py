@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.config.identity import effective
 from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import Config
@@ -37,7 +35,7 @@ def check(config: Config) -> None:
         directory.facts_of_finished(COPIED)
     except ConfigError as error:
         raise ConfigError(f"continue: {error}\nTo train from the start: {KEY}=null") from None
-    before, now = dict(_network(configuration(directory))), dict(_network(effective(config)))
+    before, now = dict(_network(directory.config())), dict(_network(effective(config)))
     lines = [
         f"  {key}: must be {before[key]!r}, as in that run. Received: {now.get(key)!r}"
         for key in before
@@ -51,12 +49,6 @@ def check(config: Config) -> None:
             f"continue: epochs: must be more than {trained}, the epochs that {folder.name} has trained, as they count: "
             f"epochs={trained + 20} trains 20 more. Received: {config.epochs}"
         )
-
-
-def configuration(directory: RunDirectory) -> dict[str, Any]:
-    """Return the configuration that a run has logged, as plain values."""
-    plain: dict[str, Any] = yaml.safe_load((directory.folder / CONFIG).read_bytes())
-    return plain
 
 
 def _network(plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -88,7 +80,7 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     except OSError as error:
         raise ConfigError(f"continue: {source}: cannot be read: {error.strerror or error}") from None
     # A sweep's winner has no checkpoints: its weights are those of one of the sweep's jobs.
-    trained = configuration(directory).get("sweep", {}).get("trained")
+    trained = directory.config().get("sweep", {}).get("trained")
     places = [place.checkpoints for place in (directory, *([RunDirectory(Path(trained))] if trained else []))]
     phase = directory.epochs()[-1].phase
     states = [str(place) for place in places if any(place.glob(f"{phase}/[0-9]*"))]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.errors import ConfigError
@@ -220,6 +221,10 @@ class RunDirectory:
     def epochs(self) -> list[EpochRecord]:
         """Return the epochs in CURVES; an empty list if there is no such file."""
         return curves.read(self.folder / CURVES)
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration that the run has logged, as plain values."""
+        return dict(yaml.safe_load((self.folder / CONFIG).read_bytes()))
 
     def write_config(self, text: str) -> None:
         atomic_files.write_file(self.folder / CONFIG, text.encode())

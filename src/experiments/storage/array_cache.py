@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments.storage.atomic_files import draft, hold, sync, write_file, writing_directory
+from experiments.storage.atomic_files import draft, file_hash, hold, sync, write_file, writing_directory
 
 _ARRAY = "array.npy"
 _META = "meta.json"
@@ -73,7 +73,7 @@ class CacheEntry:
         found = _open(self.folder, self.wanted)
         return None if isinstance(found, str) else found
 
-    def make(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
+    def make(self, write: Callable[[np.ndarray], object]) -> np.ndarray:
         """Return the array as a read-only memory map; write it first if it is missing or damaged.
 
         Args:
@@ -97,7 +97,7 @@ class CacheEntry:
         problem = f"What is written to {self.folder} is not what is read back: {found}"
         raise OSError(f"{problem}; check the disk, or move the cache")
 
-    def load_or_create(self, write: Callable[[np.ndarray], None]) -> np.ndarray:
+    def load_or_create(self, write: Callable[[np.ndarray], object]) -> np.ndarray:
         """Return the array as `make` does, under a lock of its own, and mark it as used while its map lives."""
         found = self.find()
         if found is None:
@@ -268,7 +268,7 @@ def _sha256(path: Path) -> str:
     return known[2]
 
 
-def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], None]) -> None:
+def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray], object]) -> None:
     """Write an entry to a temporary directory and rename it into place, unless another process was faster."""
     with writing_directory(entry) as temporary:
         path = temporary / _ARRAY
@@ -278,9 +278,7 @@ def _build(entry: Path, wanted: Mapping[str, Any], write: Callable[[np.ndarray],
         write(content)
         content.flush()
         sync(path)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        write_file(temporary / _META, json.dumps({**wanted, "sha256": sha256}, indent=1).encode())
+        write_file(temporary / _META, json.dumps({**wanted, "sha256": file_hash(path)}, indent=1).encode())
 
 
 def _remove(entry: Path) -> None:

@@ -23,7 +23,6 @@ from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
-from experiments.runs.continuation import configuration
 from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file
 from experiments.sweeps import sweep_directory
 from experiments.sweeps.plan import Place, format_values, is_folded
@@ -157,7 +156,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
 
 def steered_settings(directory: RunDirectory) -> tuple[str, ...]:
     """Return the settings of a run by which its validation images have steered its training or its threshold."""
-    plain = {} if directory.lacks([CONFIG]) else configuration(directory)
+    plain = {} if directory.lacks([CONFIG]) else directory.config()
     plateau = ["schedule=plateau"] if value_at(plain, "schedule.name") == "plateau" else []
     return (*(key for key in STEERED if value_at(plain, key)), *plateau)
 

@@ -23,7 +23,7 @@ from experiments.config.schema import Config
 from experiments.data import manifest
 from experiments.data.types import Dataset
 from experiments.errors import ConfigError, DataError
-from experiments.models.types import Backbone
+from experiments.models.stages import Backbone
 from experiments.regimes import bottleneck
 from experiments.regimes.build import build
 from experiments.regimes.data_checks import check_data, check_origins

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
 from experiments.runs import curves, predictions
-from experiments.runs.continuation import configuration
 from experiments.runs.run_directory import CONFIG, CURVES, METRICS, RunDirectory
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
@@ -70,7 +69,7 @@ def find_runs(uri: str, wanted: Sequence[str | Path]) -> list[RunFacts]:
 def _untracked(folder: Path) -> RunFacts:
     directory = RunDirectory(folder)
     facts = directory.facts_of_finished((CONFIG, METRICS))
-    params = flat_parameters(configuration(directory))
+    params = flat_parameters(directory.config())
     return RunFacts(
         str(folder), folder.name, params, directory.metrics(), facts, data=facts.get("data_root"), folder=folder
     )

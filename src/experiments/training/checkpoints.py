@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.storage.array_cache import mark_used
-from experiments.storage.atomic_files import sync, write_file, writing_directory
+from experiments.storage.atomic_files import file_hash, sync, write_file, writing_directory
 from experiments.training.types import EpochRecord
 
 if TYPE_CHECKING:
@@ -186,9 +186,3 @@ def _write(folder: Path, state: State) -> None:
 def _hash(arrays: Path, meta: Mapping[str, Any]) -> str:
     """Return the sha256 over the file of the arrays and the metadata."""
     return hashlib.sha256(f"{file_hash(arrays)} {json.dumps(meta, sort_keys=True)}".encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

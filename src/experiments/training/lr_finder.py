@@ -22,8 +22,7 @@ def range_test(
 
     Args:
         inputs: the model, and at least as many batches as there are rates.
-        phase: how the model is trained; its learning rates are not used.
-        rates: the learning rates, one per batch.
+        phase: how the model is trained; its own learning rates are not used.
         state: the checkpoint that the phase goes on from; None if it begins.
 
     Returns:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,24 +17,6 @@ from experiments.errors import ConfigError
 from experiments.system import hardware, private_api
 
 _log = logging.getLogger(__name__)
-
-
-def check_shares(devices: int | None, images: Mapping[str, int]) -> None:
-    """Check that several devices can share every batch of these splits evenly; otherwise Keras's `fit` would fail.
-
-    Args:
-        devices: the number of devices that share a batch; None for one device.
-        images: maps each split to its number of images.
-
-    Raises:
-        ConfigError: the number of images of a split is not a multiple of `devices`.
-    """
-    odd = [f"{split} has {count}" for split, count in images.items() if devices and count % devices]
-    if odd:
-        raise ConfigError(
-            f"runtime.devices: {devices} devices share every batch evenly, so every split's number of images must be "
-            f"a multiple of {devices}: {', '.join(odd)}. Set data.limit, or train on one device"
-        )
 
 
 def threads() -> int:
@@ -50,11 +31,7 @@ def _default_threads() -> int:
 
 
 def _apply_threads(count: int | None) -> None:
-    """Set the number of threads, for None the number of cores; TensorFlow accepts it before its first operation only.
-
-    Raises:
-        ConfigError: TensorFlow has started with another number.
-    """
+    """Set the number of threads, for None the number of cores; ConfigError if TensorFlow has started with another."""
     settings = tf.config.threading
     started = threads()
     try:

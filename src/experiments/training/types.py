@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experiments.data.input_pipeline import Batches
     from experiments.data.listing import Listing
     from experiments.data.types import Augmentation, Dataset
-    from experiments.models.types import Backbone
+    from experiments.models.stages import Backbone
     from experiments.runs.run_directory import RunDirectory
     from experiments.training.checkpoints import Checkpoints
 
