@@ -255,10 +255,9 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files. Links are followed.
+    """Return the sorted image files in and below a directory, and the number of other files.
 
-    Raises:
-        DataError: If a directory cannot be listed.
+    Links are followed. Raises DataError if a directory cannot be listed.
     """
 
     def unreadable(error: OSError) -> None:

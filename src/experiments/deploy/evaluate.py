@@ -51,8 +51,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run's model on labelled images, which are decoded ahead of the network as by `predict`.
 
-    Args:
-        advance: receives the number of images that were processed since its last call.
+    `advance` receives the number of images that were processed since its last call.
 
     Raises:
         ConfigError: the run has no predictions for its validation images.
