@@ -25,6 +25,7 @@ from experiments.deploy.predict import Prediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, arrays_of, fit_temperature, scale
 from experiments.evaluation.decision import Decision
+from experiments.images.decoder_settings import DEFAULTS
 from experiments.runs import predictions as runs
 from experiments.storage.csv_files import read_rows
 
@@ -55,7 +56,9 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
-    plain_run = SimpleNamespace(classes=("cats", "dogs"), model=classifier, plain={"data": {}}, decision=Decision())
+    plain_run = SimpleNamespace(
+        classes=("cats", "dogs"), model=classifier, decoder_settings=DEFAULTS, decision=Decision()
+    )
 
     def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
         with monkeypatch.context() as patch:
@@ -270,8 +273,8 @@ def trained() -> SimpleNamespace:
     """A run with six validation images, whose two least confident answers are wrong."""
     rows = validation([(0.99, True), (0.95, True), (0.8, True), (0.8, True), (0.7, False), (0.6, False)])
     return SimpleNamespace(
-        name="some-run", classes=("cats", "dogs"), model=classifier, plain={"data": {}, "loss": "crossentropy"},
-        metrics={}, predictions=lambda split: rows, decision=Decision(),
+        name="some-run", classes=("cats", "dogs"), model=classifier, plain={"loss": "crossentropy"}, metrics={},
+        decoder_settings=DEFAULTS, predictions=lambda split: rows, decision=Decision(),
     )  # fmt: skip
 
 

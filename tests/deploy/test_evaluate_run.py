@@ -29,6 +29,7 @@ from experiments.deploy import labelled_images, predict, saved_run
 from experiments.errors import ConfigError
 from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
+from experiments.images.decoder_settings import DEFAULTS
 from experiments.runs.predictions import Prediction
 from experiments.storage.csv_files import read_rows, write_rows
 
@@ -70,7 +71,7 @@ def run(tmp_path: Path) -> SimpleNamespace:
     ]  # fmt: skip
     (tmp_path / "run").mkdir()
     return SimpleNamespace(
-        name="some-run", classes=CLASSES, model=classifier, plain={"data": {}, "loss": "crossentropy"},
+        name="some-run", classes=CLASSES, model=classifier, plain={"loss": "crossentropy"}, decoder_settings=DEFAULTS,
         metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
         decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
         images=lambda split: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
@@ -292,6 +293,9 @@ def test_splits_unknown_classes_and_names_that_look_the_same(images: Path) -> No
     save(images.parent / "split" / "Val" / "cafe\u0301" / "a.png", 9)
     split = labelled_images.find(images.parent / "split", ("caf\u00e9", "tea"), "validation", False)
     assert split.files == [("cafe\u0301/a.png", "caf\u00e9")] and split.root.name == "Val"
+    save(images.parent / "split" / "validation" / "tea" / "b.png", 9)
+    with pytest.raises(ConfigError, match="several folders for validation: Val and validation"):
+        labelled_images.find(images.parent / "split", ("caf\u00e9", "tea"), "validation", False)
 
 
 def test_the_rows_of_a_table_are_evaluated(images: Path) -> None:

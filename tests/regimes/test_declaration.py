@@ -16,7 +16,8 @@ from rich.console import Console
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.inspection import lr
+from experiments.inspection import lr, model, schedule
+from experiments.models.head import POOLING
 from experiments.regimes.build import build
 from experiments.regimes.declaration import Declaration, declaration_of
 from experiments.run import read_data
@@ -81,6 +82,18 @@ def given(here: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_tasks_of_a_sweep_are_functions() -> None:
     assert all(callable(getattr(worker_tasks, name)) for name in get_args(WorkerTask))
+
+
+def test_what_is_inspected_is_what_a_regime_declares_whatever_it_ignores(
+    given: Callable[[str], tuple[str, ...]], config: Callable[..., Config]
+) -> None:
+    """As the regime of docs/components.md, which does not list regime.unfrozen_blocks and the keys of the head."""
+    for name, split_point in (("probe", POOLING), ("undeclared", None)):
+        own = config(*given(name), "regime.ignores=[augmentation]", "data.image_size=48")
+        summary = model.summarize_model(own, 2)
+        assert summary.split_point == split_point
+        assert ("does not declare" in model.sentences(own, summary)[1]) == (name == "undeclared")
+        assert [phase.name for phase in schedule.phases(own)] == [{"undeclared": "own"}.get(name, name)]
 
 
 def test_jobs_share_the_features_that_a_regime_declares(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,11 @@ import tensorflow as tf
 from experiments.config import schema
 from experiments.config.schema import Dense, Head
 from experiments.data.input_pipeline import Batches, eval_batches, feature_batches
+from experiments.errors import ConfigError
 from experiments.models.head import dense_head
 from experiments.regimes.build import build_phase
 from experiments.training import checkpoints
-from experiments.training.callbacks import EpochSeeds
+from experiments.training.callbacks import EpochLogger, EpochSeeds
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.fit import fit
 from experiments.training.losses import build_loss
@@ -474,6 +476,19 @@ def step(config: Read, fresh: keras.Model, *overrides: str) -> tuple[list[np.nda
     names = ("optimizer", "rate", "decay_bias_and_norm")
     _, model, _ = train(**ONE_STEP, **{name: getattr(phase, name) for name in names})
     return fresh.get_weights(), model.get_weights()
+
+
+@pytest.mark.parametrize("phase, advice", [
+    ("optimizer", "Lower optimizer.lr (now 0), set optimizer.clipnorm, or give schedule.warmup"),
+    ("regime.head_optimizer", "Lower regime.head_optimizer.lr (now 0), or set regime.head_optimizer.clipnorm"),
+])  # fmt: skip
+def test_the_error_of_a_phase_that_diverges_names_the_keys_of_its_own_optimizer(
+    phase: str, advice: str, config: Read
+) -> None:
+    inputs: Any = types.SimpleNamespace(name="head")
+    logger = EpochLogger(inputs, build_phase(config(), phase), 1, None, lambda *_: None)
+    with pytest.raises(ConfigError, match=f"{re.escape(advice)}$"):
+        logger.on_epoch_end(0, {"loss": np.nan, "data_loss": 1.0, "val_loss": 1.0, "val_data_loss": 1.0})
 
 
 def test_gradients_are_clipped_as_configured(config: Read, fresh: Callable[[int], keras.Model]) -> None:

@@ -20,7 +20,6 @@ from experiments.deploy import saved_run
 from experiments.deploy.prediction_writers import Confidence
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.images.decoder_settings import DecoderSettings
 from experiments.runs import curves, predictions
 from experiments.runs.run_directory import CURVES, FIGURES, REPORT
 from experiments.system.progress import PlainConsole, Terminal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,14 +78,19 @@ def _in_folders(
 ) -> tuple[Path, list[tuple[str, str]], list[str]]:
     """Return the root, the files with their folders' names as classes, and notes."""
     entries = sorted(os.listdir(place))
-    splits = {SPLIT_NAMES[name.lower()]: name for name in entries
-              if name.lower() in SPLIT_NAMES and name not in classes and (place / name).is_dir()}  # fmt: skip
+    splits = defaultdict(list)
+    for name in entries:
+        if name.lower() in SPLIT_NAMES and name not in classes and (place / name).is_dir():
+            splits[SPLIT_NAMES[name.lower()]].append(name)
     if split is not None:
         if split not in splits:
             raise ConfigError(
                 f"--split: {place} has no folder for {split}. Allowed here: {', '.join(splits) or 'none'}"
             )
-        place = place / splits[split]
+        if len(splits[split]) > 1:
+            both = " and ".join(splits[split])
+            raise ConfigError(f"--split: {place} has several folders for {split}: {both}. Join them, or give one alone")
+        place = place / splits[split][0]
         entries = sorted(os.listdir(place))
     elif splits:
         raise ConfigError(f"{place} has splits: choose one with --split. Allowed: {', '.join(splits)}")

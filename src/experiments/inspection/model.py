@@ -19,12 +19,14 @@ from matplotlib.patches import Patch
 from rich.table import Table
 
 from experiments.config.schema import Config
+from experiments.config.targets import resolve
 from experiments.inspection.inspection import Inspection
 from experiments.models.backbone import build_backbone
 from experiments.models.head import POOLING
 from experiments.models.network import split_network
 from experiments.models.stages import stage_numbers
 from experiments.regimes.build import build_head
+from experiments.regimes.declaration import Trains, declaration_of
 from experiments.reports.figure_style import PALETTE, QUIET, STYLE
 from experiments.system.progress import plain_table
 
@@ -55,6 +57,7 @@ class ModelSummary(NamedTuple):
     """The network in the state in which the last phase of a run trains it."""
 
     rows: tuple[Row, ...]  # in the order of the graph, the head's last
+    trains: Trains | None  # None: the regime does not declare it
     split_point: str | None  # the layer after the split point; POOLING: pooled features are cached; None: no split
     stored: tuple[int, ...]  # shape of the features of one image at the split point
 
@@ -80,21 +83,18 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     keras.utils.set_random_seed(config.seed)
     # No weights are read, whatever the configuration names, as they do not change the structure.
     backbone = build_backbone(config.model, config.data.image_size, config.trusted_packages, None)
-    divided = None  # the backbone split at the regime's split point, unless the regime trains all of it
-    if "model.weights" not in config.regime.ignores:
-        unfrozen = 0 if "regime.unfrozen_blocks" in config.regime.ignores else config.regime.unfrozen_blocks
-        divided = split_network(backbone, unfrozen, config.model.head.pooling)
-    if divided and not divided.frozen:
-        divided = None
-    trained = {layer.name for layer in (divided.trainable_part if divided else backbone.model).layers}
+    trains = declaration_of(resolve(config.trusted_packages, "regime", config.regime.target)).trains
+    divided = split_network(backbone, trains.unfrozen(config) if trains else "all", config.model.head.pooling)
+    trained = {layer.name for layer in divided.trainable_part.layers}
     numbers = stage_numbers(backbone.model, backbone.stages)
     names = [*(stage.name for stage in backbone.stages), BEFORE]
     rows = [layer_row(layer, names[numbers[layer.name]], layer.name in trained) for layer in backbone.model.layers]
     head = build_head(config.model.head, backbone, config.seed, classes)
     pool = split_network(backbone, 0, config.model.head.pooling).frozen_part.get_layer(POOLING)
     rows += [layer_row(layer, HEAD, True) for layer in (pool, *head.layers)]
-    stored = tuple(divided.frozen_part.output_shape[1:]) if divided else ()
-    return ModelSummary(tuple(rows), divided.split_point if divided else None, stored)
+    if not divided.frozen:
+        return ModelSummary(tuple(rows), trains, None, ())
+    return ModelSummary(tuple(rows), trains, divided.split_point, tuple(divided.frozen_part.output_shape[1:]))
 
 
 def layer_row(layer: keras.Layer, block: str, trained: bool) -> Row:
@@ -149,7 +149,8 @@ def sentences(config: Config, summary: ModelSummary) -> list[str]:
     below = sum(row.operations or 0 for row in rows if row.frozen)
     lines = [f"trained: {trained:,} of {parameters:,} parameters ({trained / parameters:.1%})"]
     if summary.split_point is None:
-        lines.append(f"split point: none, regime={regime} trains the whole network")
+        what = "trains the whole network" if summary.trains else "does not declare what it trains: all, as it is shown"
+        lines.append(f"split point: none, regime={regime} {what}")
         lines.append(f"forward: {readable(total)} multiply-adds an image, every epoch")
     else:
         where = "above the last block" if summary.split_point == POOLING else f"before {summary.split_point}"

@@ -43,11 +43,11 @@ def inspect(config: Config) -> Inspection:
 def phases(config: Config) -> list[Phase]:
     """Return the phases of a run in order; in fine-tuning the head's is first, unless it uses another run's head."""
     found = []
-    if "regime.head_optimizer" not in config.regime.ignores and config.regime.head_from is None:
+    declared = declaration_of(resolve(config.trusted_packages, "regime", config.regime.target))
+    if declared.head_first and config.regime.head_from is None:
         head = head_run(config)
         found.append(phase_rates("head", head.optimizer.name, build_phase(head, "regime.head_optimizer")))
-    regime = resolve(config.trusted_packages, "regime", config.regime.target)
-    name = declaration_of(regime).last_phase or config.regime.name
+    name = declared.last_phase or config.regime.name
     return [*found, phase_rates(name, config.optimizer.name, build_phase(config, "optimizer"))]
 
 

@@ -95,13 +95,13 @@ def differences(recorded: Architecture, current: Architecture) -> list[str]:
         return found or ["the same layers in another order"]
     found = []
     for before, now in zip(recorded, current, strict=True):
-        found += [f"{before['name']}.{line}" for line in _setting_differences(before["settings"], now["settings"])]
+        found += [f"{before['name']}.{line}" for line in _layer_differences(before["settings"], now["settings"])]
         if before["inputs"] != now["inputs"]:
             found.append(f"{before['name']} has other inputs")
     return found
 
 
-def _setting_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def _layer_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     if "layers" in there and "layers" in here:
         return differences(there["layers"], here["layers"])
     shared = [key for key in there if key in here and not _equal(there[key], here[key])]

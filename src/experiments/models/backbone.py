@@ -124,8 +124,8 @@ def _with_weights(
 ) -> keras.Model:
     """Return the network with the weights of a file; raise ConfigError if the file belongs to another network.
 
-    If keras.applications builds another network for ImageNet weights than without, the file decides which is built;
-    Raises ConfigError if it does not show to which of the two it belongs.
+    If keras.applications builds another network for ImageNet weights than without, the file decides which is built, and
+    has to show which it is.
     """
     contents = weights.read(path, key)
     in_file = weights.rescalings(contents.layers)

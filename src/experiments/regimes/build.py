@@ -166,8 +166,8 @@ def build_optimizer(node: schema.Optimizer, key: str, trusted_packages: Sequence
     return construct(key, optimizer, {"learning_rate": arguments.pop("lr"), **arguments})
 
 
-def build_phase(config: Config, optimizer: str) -> TrainingPhase:
-    """Return the last training phase of a configuration; `optimizer` is the key of its optimizer, for messages."""
+def build_phase(config: Config, key: str) -> TrainingPhase:
+    """Return the last training phase of a configuration; `key` is that of its optimizer, for messages."""
     schedule = functools.partial(
         resolve(config.trusted_packages, "schedule", config.schedule.target), **config.schedule.arguments
     )
@@ -178,7 +178,7 @@ def build_phase(config: Config, optimizer: str) -> TrainingPhase:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule: {error}") from error
     return TrainingPhase(
-        optimizer=functools.partial(build_optimizer, config.optimizer, optimizer, config.trusted_packages),
+        optimizer=functools.partial(build_optimizer, config.optimizer, key, config.trusted_packages),
         rate=rate,
         epochs=config.epochs,
         loss=functools.partial(build_loss, config.loss, config.label_smoothing),
@@ -189,6 +189,7 @@ def build_phase(config: Config, optimizer: str) -> TrainingPhase:
         seed=config.seed,
         xla=config.runtime.xla,
         decay_bias_and_norm=config.optimizer.decay_bias_and_norm,
+        key=key,
     )
 
 

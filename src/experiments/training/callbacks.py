@@ -154,14 +154,14 @@ class EpochLogger(keras.callbacks.Callback):
     def __init__(
         self,
         inputs: PhaseInputs,
-        monitor: str,
+        phase: TrainingPhase,
         steps_per_execution: int,
         timer: InputWaitTimer | None,
         advance: Callable[..., None],
     ) -> None:
         super().__init__()
-        self.phase, self.first_step, self.images = inputs.name, inputs.first_step, inputs.batches.images
-        self.monitor, self.steps_per_execution, self.timer, self.advance = monitor, steps_per_execution, timer, advance
+        self.inputs, self.phase = inputs, phase
+        self.steps_per_execution, self.timer, self.advance = steps_per_execution, timer, advance
         self.history: list[EpochRecord] = []
         self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
         self.began = self.trained = 0.0
@@ -169,8 +169,8 @@ class EpochLogger(keras.callbacks.Callback):
     @property
     def monitored(self) -> list[float]:
         """The monitored value of every epoch so far, negated if higher is better."""
-        sign = 1 if self.monitor == "validation_loss" else -1
-        return [sign * record.metrics[self.monitor] for record in self.history]
+        sign = 1 if self.phase.monitor == "validation_loss" else -1
+        return [sign * record.metrics[self.phase.monitor] for record in self.history]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.timer:
@@ -184,9 +184,12 @@ class EpochLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
         if not all(math.isfinite(logs[name]) for name in ("loss", "data_loss", "val_loss", "val_data_loss")):
+            key = self.phase.key
+            # The schedule is that of the last phase: the rate of a head before it is constant.
+            others = f"set {key}.clipnorm, or give schedule.warmup" if key == "optimizer" else f"or set {key}.clipnorm"
             raise ConfigError(
-                f"The loss is not finite after epoch {epoch + 1} of phase {self.phase}: training has diverged. Lower "
-                f"optimizer.lr (now {self.learning_rate:g}), set optimizer.clipnorm, or give schedule.warmup"
+                f"The loss is not finite after epoch {epoch + 1} of phase {self.inputs.name}: training has diverged. "
+                f"Lower {key}.lr (now {self.learning_rate:g}), {others}"
             )
         metrics = {
             "loss": float(logs["data_loss"]),
@@ -196,12 +199,12 @@ class EpochLogger(keras.callbacks.Callback):
             "validation_accuracy": float(logs["val_accuracy"]),
             "learning_rate": self.learning_rate,
             "seconds": time.perf_counter() - self.began,
-            "images_per_second": self.images / (self.trained - self.began),
+            "images_per_second": self.inputs.batches.images / (self.trained - self.began),
         }
         if self.timer:
             metrics["input_wait"] = float(self.timer.seconds) / (self.trained - self.began)
-        record = EpochRecord(self.first_step + epoch, self.phase, epoch, int(time.time() * 1000), metrics)
-        self.history.append(record)
+        step, now = self.inputs.first_step + epoch, int(time.time() * 1000)
+        self.history.append(EpochRecord(step, self.inputs.name, epoch, now, metrics))
         speed = metrics["images_per_second"]
         accuracies = f"accuracy {metrics['accuracy']:.1%} validation {metrics['validation_accuracy']:.1%}"
         done = f"{epoch + 1}/{self.params['epochs']}"

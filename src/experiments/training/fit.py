@@ -57,7 +57,7 @@ def fit(inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext) -> 
     with context.progress.stage(inputs.name, phase.epochs * batches.steps) as advance:
         if epochs.start:
             advance(epochs.start * batches.steps)
-        logger = EpochLogger(inputs, phase.monitor, steps_per_execution, timer, advance)
+        logger = EpochLogger(inputs, phase, steps_per_execution, timer, advance)
         began = time.perf_counter()
         with fast_convolutions(inputs, phase):
             model.fit(

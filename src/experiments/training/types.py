@@ -112,6 +112,7 @@ class TrainingPhase:
     seed: int  # of dropout
     xla: bool | None  # None: Keras's "auto" on GPUs; on CPUs only for the parts that it makes faster
     decay_bias_and_norm: bool = False  # whether weight decay also applies to vectors (biases, normalisation)
+    key: str = "optimizer"  # of the optimizer in the configuration, for messages
 
 
 @dataclass(frozen=True)
