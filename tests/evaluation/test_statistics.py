@@ -109,6 +109,10 @@ def test_a_metric_of_several_runs_has_its_interval_over_seeds_or_folds() -> None
     mean, low, high = scores.interval()
     shifted = metric_interval([("0", "", 0.7), ("1", "", 0.7)], scores)
     assert shifted == pytest.approx((0.7, 0.7 - mean + low, 0.7 - mean + high)), "the logged mean, the images' interval"
+    uneven = gather_scores(
+        ("0", fold, dict.fromkeys(images, fold == "0")) for fold, images in {"0": "abc", "1": "d"}.items()
+    )
+    assert metric_interval([("0", "0", 1.0), ("0", "1", 0.0)], uneven).value == uneven.interval().value == 0.75
     brier = gather_scores((str(seed), "", dict.fromkeys(range(40), 0.1 + 0.2 * seed)) for seed in range(2))
     assert metric_interval([("0", "", 0.1), ("1", "", 0.3)], brier).low == 0 > brier.interval().low
 

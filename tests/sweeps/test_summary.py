@@ -341,3 +341,11 @@ def test_long_names_leave_room_for_the_points(monkeypatch: pytest.MonkeyPatch) -
         assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height, "inside the figure"
         place = figure.axes[0].get_position()
         assert place.width > 0.7 and place.height > 0.5
+
+
+def test_a_winner_over_folds_is_compared_with_the_baseline_of_all_their_images(folder: Path) -> None:
+    for fold, right in enumerate((30, 3, 3)):  # the first fold has as many cats as dogs, the others one more cat each
+        add(folder, fold, {"seed": "0", "data.fold": str(fold)}, np.arange(30 if fold == 0 else 3) < right, 1000 * fold)
+    (candidate,) = summary.candidates(summary.read(folder)[1], "accuracy")
+    assert candidate.baseline == ("cat", pytest.approx(19 / 36))
+    assert "always predicting 'cat' (52.8 %)" in " ".join(summary_files.write_summary(folder)["sentences"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,8 @@ def gather_scores(runs: Iterable[tuple[str, str, Mapping[Hashable, float]]]) -> 
 def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | None, lowest: float = 0.0) -> Interval:
     """Return the mean of a metric over a group of runs, and its interval.
 
+    A metric that is a mean over images is weighted by the number of images of each fold, as the images are in `scores`.
+
     Args:
         values: the seed, the fold and the value of the metric of each run, at least one.
         scores: those of the same runs if the metric is a mean over images: the interval is then over images, and over
@@ -58,7 +61,9 @@ def metric_interval(values: Sequence[tuple[str, str, float]], scores: Scores | N
             metric lies in [lowest, 1].
         lowest: the lowest value of the metric, below which no interval reaches.
     """
-    mean = float(np.mean([value for *_, value in values]))
+    sizes = Counter(scores.folds.values()) if scores is not None else None
+    weights = [sizes[fold] for _, fold, _ in values] if sizes else None
+    mean = float(np.average([value for *_, value in values], weights=weights))
     if scores is not None:
         found = scores.interval() if len(scores.images) > 1 else Interval(mean)
         low = float(np.maximum(lowest, mean - found.value + found.low))

@@ -112,8 +112,7 @@ class Climbed:
             f"Use {use.name}: {self.objective} {format_score(self.objective, use.candidate.interval)}, "
             f"{use.candidate.cost:.0f} s a run. {why}."
         ]
-        baseline = next((row.baseline for row in use.candidate.rows if row.baseline), None)
-        if self.objective == "accuracy" and baseline:
+        if self.objective == "accuracy" and (baseline := use.candidate.baseline):
             lines += baseline_sentences([("this rung", baseline, use.candidate.score, use.candidate.interval.low)])
         gains = []
         for climb in self.climbs:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Row:
     reason: str
     metrics: Mapping[str, float]
     scores: Mapping[Hashable, float]  # per image: the objective if it is a mean over images, else accuracy
-    baseline: Baseline | None = None  # of these images
+    labels: Counter[str] = field(default_factory=Counter)  # of these images
     final: bool = False  # a final run of the winner
     identity: str = ""  # of the run, as planned and as found
     place: Place | None = None  # in a ladder sweep
@@ -87,6 +88,12 @@ class Candidate:
     @property
     def scores(self) -> Scores:
         return gather_scores((*row.repeat, row.scores) for row in self.rows if row.scores)
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The baseline for the images of all its runs; None without any."""
+        labels = sum((row.labels for row in self.rows), Counter[str]())
+        return majority_baseline(labels.elements()) if labels else None
 
     @property
     def seconds(self) -> float:
@@ -143,14 +150,12 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
             status = facts.get("status", Status.NEW)
         if status == Status.FINISHED:  # its results are missing
             status = Status.NEW
-    labels = [prediction.label for prediction in predictions]
     return Row(
         job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""),
         found.metrics() if found else {},
         {f"{prediction.path} {prediction.sha256}": image_score(metric, prediction) for prediction in predictions},
-        majority_baseline(labels) if any(labels) else None,
-        job.get("final", False), identity, Place(**job["place"]) if job.get("place") else None,
-        reused, split, steered,
+        Counter(prediction.label for prediction in predictions if prediction.label), job.get("final", False), identity,
+        Place(**job["place"]) if job.get("place") else None, reused, split, steered,
     )  # fmt: skip
 
 
@@ -226,9 +231,8 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
     winner = whole[0]
     runs = f" over {len(winner.rows)} runs" if len(winner.rows) > 1 else ""
     lines = [f"Winner by validation {objective}: {winner.name}, {format_score(objective, winner.interval)}{runs}."]
-    baseline = next((row.baseline for row in winner.rows if row.baseline), None)
-    if objective == "accuracy" and baseline:
-        lines += baseline_sentences([("the winner", baseline, winner.score, winner.interval.low)])
+    if objective == "accuracy" and winner.baseline:
+        lines += baseline_sentences([("the winner", winner.baseline, winner.score, winner.interval.low)])
     if len(whole) < len(finished):
         lines.append(
             f"{len(finished) - len(whole)} of the {len(finished)} candidates are the same runs as others, as their "
@@ -248,7 +252,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> l
         mean, low, high = last.scores.interval()
         what = "the test images" if done[0].split == "test" else "the given validation images, which no job has read"
         seeds = f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else ""
-        beside = f"; {done[0].baseline.describe(mean, low)}" if done[0].baseline else ""
+        beside = f"; {last.baseline.describe(mean, low)}" if last.baseline else ""
         lines.append(
             f"{'Evaluated' if done[0].steered else 'Read once'} on {what}: accuracy {mean:.1%} "
             f"[95 % interval {100 * low:.1f}, {100 * high:.1f}]{seeds}{beside}."

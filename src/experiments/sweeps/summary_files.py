@@ -71,7 +71,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     files = {"summary.csv": text.getvalue(), "summary.md": markdown(summary), SUMMARY: json.dumps(summary, indent=1)}
     for name, content in files.items():
         atomic_files.write_file(folder / name, content.encode())
-    shares = [row.baseline.accuracy for row in jobs if row.baseline and objective == "accuracy"]
+    shares = [found.baseline.accuracy for found in ranked if found.baseline and objective == "accuracy"]
     plots.draw(folder / FIGURES, ranked, objective, max(shares, default=None), climbed)
     return summary
 
