@@ -51,6 +51,7 @@ def draw(
         drawn["time"] = against_time(scored, objective)
     if keys:
         drawn["parameters"] = against_keys(scored, keys, objective)
+    if len(keys) > 1:
         drawn["parallel"] = parallel(scored, keys, objective)
     if climbed and climbed.steps:
         drawn["ladder"] = ladder(climbed)
@@ -118,7 +119,7 @@ def against_keys(scored: Sequence[Candidate], keys: Sequence[str], objective: st
         panel.plot(values, [scores[np.equal(at, value)].mean() for value in values], color=PALETTE[1], label="mean")
         name_ticks(panel, [place for place, _ in ticks], [literal(short(text)) for _, text in ticks])
         panel.set_xlabel(key)
-        panel.set_ylabel(f"validation {objective}")
+        panel.set_ylabel(f"validation {objective}, 95 % interval")
         legend_above(panel)
     return figure
 
@@ -160,15 +161,16 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
 
 @STYLE
 def against_time(scored: Sequence[Candidate], objective: str) -> Figure:
-    """Return a scatter plot of the objective against the seconds of a run, with the best candidate marked and named."""
+    """Return a plot of each candidate's score, with its interval, against the seconds of a run; the best is named."""
     figure = new_figure(6, 4.4)
     axes = figure.subplots()
-    axes.scatter([candidate.seconds for candidate in scored], [candidate.score for candidate in scored], s=16)
+    seconds, scores = [candidate.seconds for candidate in scored], [candidate.score for candidate in scored]
+    axes.errorbar(seconds, scores, yerr=error_bars(scored), fmt="o", color=PALETTE[0], ecolor="lightgray", markersize=4)
     best = scored[0]
     axes.scatter(best.seconds, best.score, s=36, color=PALETTE[1], zorder=3)
     figure.suptitle(f"best: {wrapped(best.name, 70)}", fontsize=SMALL, color=PALETTE[1], x=0.02, ha="left")
     axes.set_xlabel("seconds of a run")
-    axes.set_ylabel(f"validation {objective}")
+    axes.set_ylabel(f"validation {objective}, 95 % interval")
     return figure
 
 
