@@ -273,7 +273,7 @@ def write_description(
         "backbone": config.model.name,
     }
     if components.continued is not None:
-        continued = components.continued.facts() or {}
+        continued = components.continued.facts()
         facts["continues"] = continued.get("run_id") or continued["continued"]
     tracker.describe(config, dataset, facts)
 

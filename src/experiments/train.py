@@ -89,8 +89,8 @@ def start(config: Config, planned: str | None = None) -> float:
         connection.check(config.tracking.uri)
         from experiments.run import run  # imports TensorFlow, hence only after validation
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    begun = directory.facts() if config.resume == AUTO else None
-    if begun is not None and begun.get("identity"):
+    begun = directory.facts() if config.resume == AUTO else {}
+    if begun.get("identity"):
         if config.runtime.threads is None and begun.get("status") != Status.FINISHED:  # as with resume=RUN
             threads = config.runtime.model_copy(update={"threads": begun.get("threads")})
             config = config.model_copy(update={"runtime": threads})

@@ -164,7 +164,7 @@ def test_it_is_stopped_goes_on_and_then_has_nothing_to_do(drawn: Path, own_outpu
 
     before = {path: path.stat().st_mtime for path in own_outputs.glob("runs/*/run.json")}
     assert len(before) == 8, "the one that was stopped has gone on in its place"
-    assert {RunDirectory(path.parent).facts()["status"] for path in before} == {"FINISHED"}  # type: ignore[index]
+    assert {RunDirectory(path.parent).facts()["status"] for path in before} == {"FINISHED"}
     again = start(drawn)
     out, errors = again.communicate(timeout=300)
     assert again.returncode == 0 and "8 runs, 8 of them finished" in out, out + errors

@@ -125,7 +125,7 @@ def test_the_page_holds_what_the_run_recorded(directory: RunDirectory, drawn: Pa
 def test_the_epochs_of_a_head_from_the_cache_are_no_part_of_the_cost(directory: RunDirectory, drawn: Path) -> None:
     history = [*directory.epochs(), EpochRecord(3, "finetune", 0, 0, {"loss": 0.3, "validation_loss": 0.3})]
     (directory.folder / "curves.csv").write_text(curves.format_rows(history, header=True))
-    directory.write_facts({**(directory.facts() or {}), "reused_seconds": 4.5})
+    directory.write_facts({**directory.facts(), "reused_seconds": 4.5})
     assert "4.5 s for 1 epochs" in re.sub(r"\s+", " ", page_of(directory, drawn).text)
 
 

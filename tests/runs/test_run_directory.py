@@ -26,7 +26,7 @@ def test_predictions_are_read_as_they_were_written_from_a_file_and_from_a_table(
 
 def test_metrics_count_only_for_the_finished_run_of_the_identity(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    assert directory.facts() is None and directory.finished("x") is None
+    assert directory.facts() == {} and directory.finished("x") is None
     facts = {"command": {}, "identity": "x", "status": "FINISHED"}
     directory.write_facts(facts)
     assert directory.finished("x") is None, "there are no metrics"
@@ -40,4 +40,4 @@ def test_metrics_count_only_for_the_finished_run_of_the_identity(tmp_path: Path)
         directory.finished("x")
     fetched = RunDirectory(tmp_path / "job")
     fetched.write_fetched({METRICS: b'{"validation.loss": 1.0}'}, "z", "id")
-    assert fetched.finished("z") == {"validation.loss": 1.0} and fetched.facts() is None
+    assert fetched.finished("z") == {"validation.loss": 1.0} and fetched.facts() == {}

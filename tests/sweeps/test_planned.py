@@ -66,7 +66,7 @@ class Trained:
         configs: Sequence[Config] = arguments[0]
         known: dict[str, dict[str, Any]] = {}
         for folder in sweep_directory.folders(Path(configs[0].outputs)):
-            facts = run_directory.RunDirectory(folder).facts() or {}
+            facts = run_directory.RunDirectory(folder).facts()
             if facts.get("status") == "FINISHED":
                 about = {"status": "FINISHED", "folder": str(folder), "run_id": None}
                 found = {"deleted": str(folder)} if str(folder) in self.deleted else about

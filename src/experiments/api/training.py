@@ -65,19 +65,14 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
                 if not folders:
                     raise ConfigError("hydra.mode: the configuration makes this a sweep, which is ex.sweep(...)")
     except KeyboardInterrupt:
-        if not folders or RunDirectory(folders[0]).facts() is None:
+        if not folders or not RunDirectory(folders[0]).facts():
             raise
         raise KeyboardInterrupt(f"stopped. To go on with this run: ex.train(resume={str(folders[0])!r})") from None
     return Run(saved_run.of_folder(folders[0]))
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None, **keys: Any) -> Config:
-    """Return the validated configuration that `train` would run with; nothing is read or trained.
-
-    Args:
-        overrides: see `train`.
-        config_dir: see `train`.
-        keys: see `train`.
+    """Return the validated configuration that `train` would run with these arguments; nothing is read or trained.
 
     Returns:
         The configuration, whose fields are the keys: `compose(epochs=3).optimizer.lr`. It cannot be changed;

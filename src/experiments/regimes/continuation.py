@@ -52,7 +52,7 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
         raise ConfigError(f"continue: regime={config.regime.name} does not declare what its last phase trains")
     if checkpoints.latest(phase) is not None:
         return None
-    facts, unfrozen = source.facts() or {}, trains.unfrozen(config)
+    facts, unfrozen = source.facts(), trains.unfrozen(config)
     folder = Path(facts["continued"])
     if trains != Trains.ALL and facts.get("backbone_identity") not in (None, components.backbone.identity):
         raise ConfigError(
@@ -98,7 +98,7 @@ def first_candidate(state: State, components: RunComponents, dataset: Dataset) -
     other = set(_scored_otherwise(source, config, dataset)) - {"monitor", "best_weights"}
     if other or (config.best_weights and not state.best):
         return len(state.history)
-    return int((source.facts() or {}).get("first_candidate", 0))
+    return int(source.facts().get("first_candidate", 0))
 
 
 def continued_state(

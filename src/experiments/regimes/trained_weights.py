@@ -91,7 +91,7 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
     """
     directory = RunDirectory(folder)
     metrics, facts = directory.finished(identity), directory.facts()
-    if metrics is None or facts is None:
+    if metrics is None or not facts:
         raise ConfigError(
             f"sweep.trained: must be the folder of a finished run with the identity {identity}. Received: {folder}, "
             "which does not hold it. Give the sweep's command again"

@@ -59,7 +59,7 @@ def read(directory: RunDirectory) -> RunRecord:
     """Read the record of a run; raise ConfigError if its validation predictions are gone."""
     for name in directory.lacks([predictions_file("validation")]):
         raise ConfigError(f"{directory.folder}: its {name} is gone, without which there is no report")
-    facts, metrics, images = directory.facts() or {}, directory.metrics(), directory.images()
+    facts, metrics, images = directory.facts(), directory.metrics(), directory.images()
     classes = classes_of(images)
     decision = recorded(facts, classes)
     reports = {}

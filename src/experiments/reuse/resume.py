@@ -44,7 +44,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
     folder = find(named[-1], extra, "resume")
     directory = RunDirectory(folder)
     facts = directory.facts()
-    if facts is None:
+    if not facts:
         raise ConfigError(f"resume: {folder} is no run's folder: it has no {FACTS}")
     if facts.get("status") == Status.FINISHED:
         return None

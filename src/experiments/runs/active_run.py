@@ -40,7 +40,7 @@ class ActiveRun:
             check_owner(folder, config)
             clear(folder)
         begun = directory.facts()
-        if begun is None:
+        if not begun:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
             (folder / CURVES).unlink(missing_ok=True)
         self.facts: dict[str, Any] = begun or {"command": format_command(HydraConfig.get())}
@@ -117,7 +117,7 @@ def check_owner(folder: Path, config: Config) -> None:
     if (folder / SWEEP).exists():
         raise ConfigError(f"hydra.run.dir: {folder} is the folder of a sweep. {remedy}")
     facts = RunDirectory(folder).facts()
-    if facts is None or "identity" not in facts or config.sweep.rerun:
+    if "identity" not in facts or config.sweep.rerun:
         return
     named = f"run {facts['run_id']}, " if facts.get("run_id") else ""
     finished = facts.get("status") == Status.FINISHED

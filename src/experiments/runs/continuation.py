@@ -71,7 +71,7 @@ def copy_source(config: Config, folder: Path) -> Path | None:
     if config.continue_from is None:
         return None
     source, target = Path(config.continue_from), RunDirectory(RunDirectory(folder).inputs(KEY))
-    if (target.facts() or {}).get("continued") == str(source):
+    if target.facts().get("continued") == str(source):
         return target.folder
     directory = RunDirectory(source)
     facts = directory.facts_of_finished(COPIED)

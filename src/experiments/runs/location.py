@@ -80,7 +80,7 @@ def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
     for place in [*moved, Path(recorded)]:
         if (place / FACTS).is_file():
             with contextlib.suppress(ConfigError):  # a damaged file does not identify its run
-                if (RunDirectory(place).facts() or {}).get("run_id") == run_id:
+                if RunDirectory(place).facts().get("run_id") == run_id:
                     return place
     return None
 

@@ -105,12 +105,12 @@ class RunDirectory:
 
     folder: Path
 
-    def facts(self) -> dict[str, Any] | None:
-        """Return the contents of FACTS, None if there is no such file; ConfigError if it is damaged or unreadable."""
+    def facts(self) -> dict[str, Any]:
+        """Return the contents of FACTS, empty if there is no such file; ConfigError if it is damaged or unreadable."""
         path = self.folder / FACTS
         try:
             if not path.exists():
-                return None
+                return {}
             if not path.is_file():  # reading a pipe would wait
                 raise self.damaged("it is no file")
             content = path.read_bytes()
@@ -126,7 +126,7 @@ class RunDirectory:
     def facts_of_finished(self, files: Iterable[str]) -> dict[str, Any]:
         """Return the contents of FACTS of a finished run that has these files; ConfigError if there is none here."""
         facts = self.facts()
-        if facts is None:
+        if not facts:
             is_sweep = (self.folder / SWEEP).is_file()
             hint = ". It is a sweep's: give that of one of its jobs, such as 0 in it" if is_sweep else ""
             raise ConfigError(f"{self.folder}: is no run's folder: it has no {FACTS}{hint}")
@@ -152,7 +152,7 @@ class RunDirectory:
 
     def finished(self, identity: str) -> dict[str, float] | None:
         """Return the metrics in this directory; None unless they are those of a finished run with this identity."""
-        facts = self._fetched() or self.facts() or {}
+        facts = self._fetched() or self.facts()
         if not identity or facts.get("identity") != identity or facts.get("status") != Status.FINISHED:
             return None
         try:

@@ -276,7 +276,7 @@ def has_weights(folder: Path, identity: str) -> bool:
     A run whose regime does not declare what it trains has recorded no weights; a sweep trains it again.
     """
     directory = RunDirectory(folder)
-    names = (directory.facts() or {}).get("weights") or []
+    names = directory.facts().get("weights") or []
     finished = directory.finished(identity) is not None
     return finished and bool(names) and all(directory.weights(name).is_file() for name in names)
 

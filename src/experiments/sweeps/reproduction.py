@@ -115,7 +115,7 @@ def train(job: Job, parent: str | None) -> None:
     # No claim is about the test split.
     settings = {"evaluate.test": False, "runtime.threads": None if own else job.threads, "sweep.parent": parent}
     reason = processes.join(processes.start("experiments.train", "run_planned", plan.planned(job, settings)))
-    job.run_id = (RunDirectory(job.folder).facts() or {}).get("run_id")
+    job.run_id = RunDirectory(job.folder).facts().get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")
 
 

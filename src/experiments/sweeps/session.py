@@ -92,7 +92,7 @@ class Session:
                 why = f"its MLflow run {job.deleted} has been deleted"
                 self.print_lines(f"  job {job.number}: {why}, so it is trained again")
             directory = RunDirectory(job.folder)
-            if (directory.facts() or {}).get("identity") or directory.finished(job.identity) is not None:
+            if directory.facts().get("identity") or directory.finished(job.identity) is not None:
                 shutil.rmtree(job.folder)
 
     def open(self, jobs: Sequence[Job]) -> None:
@@ -143,7 +143,7 @@ class Session:
 
     def record_result(self, job: Job, failure: str | None) -> None:
         """Record and print how a job ended, with the reason if it failed or was pruned."""
-        facts = RunDirectory(job.folder).facts() or {}
+        facts = RunDirectory(job.folder).facts()
         job.run_id = facts.get("run_id", job.run_id)
         metrics = sweep_directory.results(self.folder, job)
         if failure is None and metrics is None:

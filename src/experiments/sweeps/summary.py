@@ -136,7 +136,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
     identity, status = job.get("identity", ""), job["status"]
     found = job_directory(own.parent, job["number"], Path(job["folder"]), identity)
     directory = found or RunDirectory(Path(job["folder"]))
-    facts = directory.facts() or {}
+    facts = directory.facts()
     reused = float(facts.get("reused_seconds", 0.0)) if found else 0.0
     steered = steered_settings(directory) if split == "validation" and job.get("final") else ()
     if steered and directory.has_predictions("test"):

@@ -126,7 +126,7 @@ def reuse_own_runs(jobs: Sequence[Job]) -> None:
     """
     new = [job for job in jobs if job.same_as is None and job.status == Status.NEW and not job.deleted]
     for job in new:
-        facts = RunDirectory(job.folder).facts() or {}
+        facts = RunDirectory(job.folder).facts()
         known = facts.get("identity") == job.identity and facts.get("status") != Status.PRUNED
         if known and not job.config.sweep.rerun:
             job.reuse(facts)
@@ -159,13 +159,13 @@ def resolve_repeated(folder: Path, jobs: Sequence[Job]) -> None:
 def owner(folder: Path) -> str | None:
     """Return the identity of the run in a job's directory; "" if it is not recorded, None if the directory is free."""
     facts = RunDirectory(folder).facts()
-    if facts is not None and facts.get("identity"):
+    if facts.get("identity"):
         return str(facts["identity"])
     if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
         recorded = json.loads((folder / JOB).read_bytes()).get("identity")
         if recorded != "":  # a job that has failed before its identity was known has no run
             return str(recorded or "")
-    return "" if facts is not None or (folder / run_directory.METRICS).exists() else None
+    return "" if facts or (folder / run_directory.METRICS).exists() else None
 
 
 def is_free(folder: Path, identity: str) -> bool:

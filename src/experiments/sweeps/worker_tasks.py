@@ -164,7 +164,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
     tracked_ids = {run.run_id for run in finished.values()}
     for folder in folders(Path(config.outputs)):
         try:
-            facts = RunDirectory(folder).facts() or {}
+            facts = RunDirectory(folder).facts()
         except ConfigError:
             continue
         own, run_id, status = facts.get("identity", ""), facts.get("run_id"), facts.get("status")

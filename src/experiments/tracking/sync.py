@@ -32,7 +32,7 @@ def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
     Raises:
         ConfigError: the run is still going on, or its store is not known, cannot be reached or refuses the upload.
     """
-    facts = RunDirectory(folder).facts() or {}
+    facts = RunDirectory(folder).facts()
     place = uri or (store_of_run(folder, facts) if facts else None) or os.environ.get(connection.VARIABLE)
     run_id = facts.get("run_id") or ""
     if not run_id and not read(folder):

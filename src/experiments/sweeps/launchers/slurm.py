@@ -175,7 +175,7 @@ class SlurmLauncher(JobLauncher):
         """Return why a job failed that has ended without submitit's result, or None if its run is finished."""
         state = self.states[submission.job.job_id]
         refresh(submission.folder)
-        facts = RunDirectory(submission.folder).facts() or {}
+        facts = RunDirectory(submission.folder).facts()
         if state.name in ("COMPLETED", GONE.name) and facts.get("status") == Status.FINISHED:
             return None
         logs = submission.folder / LOG, submission.job.paths.stderr
