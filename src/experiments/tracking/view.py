@@ -35,10 +35,10 @@ reaches `validation.accuracy_baseline`. Where intervals overlap, or runs differ 
 better; whether a setting is takes several seeds of each. The best of many is flattered by the choice. `test.*` is \
 there to be read once, not to choose by.
 
-**Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*: \
-`accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A finetune run begins with \
-its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `images_per_second` are an epoch's, \
-`total_seconds` is the run's, `fit_seconds` what training took of it.
+**Curves.** The chart symbol above the table draws all runs' curves; in a run they are under *Model metrics*, below \
+the scores by class: `accuracy` and `loss` in training, `validation_accuracy` and `validation_loss`, by epoch. A \
+finetune run begins with its head's epochs (`phase` 1, then 2). `seconds`, `input_wait` and `images_per_second` are an \
+epoch's, `total_seconds` is the run's, `fit_seconds` what training took of it.
 
 **Figures and predictions.** In a run, under *Artifacts*: `figures/` (curves, confusion matrix, ROC, calibration, \
 most confident mistakes), `per_class_validation.json` with the scores of every class, \
