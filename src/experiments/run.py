@@ -212,8 +212,10 @@ def finish(
 def read_data(components: RunComponents, *, keep: bool = True) -> Dataset:
     """Return the validated data set of a configuration.
 
-    With `keep`, as for a run, images that are decoded for validation are also written to the pixel cache, and what is
-    noteworthy about images is logged.
+    Args:
+        components: the components of the run.
+        keep: True for a run: images that are decoded for validation are also written to the pixel cache, and what is
+            noteworthy about images is logged.
     """
     config = components.config
     size, memory = config.data.image_size, config.runtime.memory * 1e9
@@ -238,9 +240,13 @@ def read_manifest(
     buffer: PixelBuffer | None = None,
     found: list[DataIssue] | None = None,
 ) -> Manifest:
-    """Return the validated manifest of the images that a data source provides.
+    """Return the validated manifest of a configuration's images.
 
-    The `buffer` receives those that are decoded for validation, `found` every issue, instead of an error being raised.
+    Args:
+        config: the validated configuration.
+        source: what the data source provides: a directory, or the listing of its images.
+        buffer: receives the images that are decoded for validation.
+        found: receives every data issue, instead of an error being raised.
     """
     data = config.data.model_dump() | {"classes": config.data.merged_classes}
     return manifest.read(
@@ -308,8 +314,10 @@ def reused_seconds(result: TrainingResult) -> float:
 def earlier_seconds(components: RunComponents, result: TrainingResult, began: float) -> float:
     """Return the training time in seconds of the epochs that a resumed run has trained in earlier processes.
 
-    The epochs of a run that this one continues do not count, nor do those of a head from the head cache. This process
-    `began` to train so many seconds after 1970.
+    Args:
+        components: of the run; the epochs of a run that this one continues do not count.
+        result: of the run; the epochs of a head from the head cache do not count.
+        began: when this process began to train, in seconds since 1970.
     """
     source = (
         {(record.phase, record.epoch) for record in components.continued.epochs()} if components.continued else set()

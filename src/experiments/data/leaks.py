@@ -18,7 +18,11 @@ _PAIR = [("first", "i8"), ("second", "i8"), ("similarity", "f8"), ("mirrored", "
 
 
 def find_pairs(images: Sequence[ListedImage], results: ValidationResults) -> list[NearDuplicatePair]:
-    """Return the near-duplicates among validated images, kept in the cache; DataError if a file has changed since."""
+    """Return the near-duplicates among validated images; the pairs of a set of files are kept in the cache.
+
+    Raises:
+        DataError: If a file has changed since it was validated.
+    """
     files = {results.sha256(image): image for image in images}
     hashes = sorted(files)
     file = results.cache / "near_duplicates" / f"{results.key(hashes, version=near_duplicates.VERSION)}.npz"

@@ -255,9 +255,10 @@ def is_image(name: str) -> bool:
 
 
 def walk(folder: str) -> tuple[list[str], int]:
-    """Return the sorted image files in and below a directory, and the number of other files.
+    """Return the sorted image files in and below a directory, and the number of other files. Links are followed.
 
-    Links are followed. Raises DataError if a directory cannot be listed.
+    Raises:
+        DataError: If a directory cannot be listed.
     """
 
     def unreadable(error: OSError) -> None:

@@ -232,7 +232,8 @@ def _records(
 def warning_sentences(manifests: Sequence[Manifest]) -> list[str]:
     """Return sentences about images that are not used, images with a warning, and near-duplicates in two splits.
 
-    What several manifests have, such as those of the folds of one data set, is counted once.
+    Args:
+        manifests: at least one; of several, such as those of the folds of one data set, what each has is counted once.
     """
     skipped = dict.fromkeys((image.path, image.reason) for manifest in manifests for image in manifest.skipped)
     warnings = dict.fromkeys((image.path, image.text) for manifest in manifests for image in manifest.warnings)

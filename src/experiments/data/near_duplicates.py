@@ -78,9 +78,12 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def find_near_duplicates(thumbnails: np.ndarray) -> list[NearDuplicate]:
-    """Return the pairs of images, as `thumbnail` returns them, of which one is a copy of the other, most similar first.
+    """Return the pairs of images of which one is a copy of the other, the most similar first.
 
     Of many copies of one image, each is paired with some of the others.
+
+    Args:
+        thumbnails: [N, SIZE, SIZE, 3] uint8, from `thumbnail`.
     """
     gray = thumbnails @ _GRAY
     energy = np.square(_edges(gray)).sum(axis=1)  # [N, SIZE - 1, SIZE - 1], of the differences in both directions

@@ -28,7 +28,8 @@ from experiments.storage.csv_files import recorded_path
 def open_image(root: Path, path: str, sha256: str, decoder_settings: DecoderSettings) -> Image.Image:
     """Return an image of a manifest, or of the tables of a run, in its own size, RGB, decoded from its file again.
 
-    Raises DataError with the path if the file no longer exists or has changed.
+    Raises:
+        DataError: If the file no longer exists or has changed; the message has its path.
     """
     try:
         return decoder.decode(unchanged(root, recorded_path(root, path), sha256), decoder_settings)

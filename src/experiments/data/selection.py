@@ -16,8 +16,12 @@ from experiments.errors import ConfigError
 def select_classes(listing: Listing, classes: Mapping[str, Sequence[str]]) -> Listing:
     """Return a listing of the selected classes, without the images and issues of the others.
 
-    `classes` has the new ones in the order of their labels, each with those that are merged into it. Raises
-    ConfigError if a class does not exist, or is selected twice.
+    Args:
+        listing: All images.
+        classes: The new classes in the order of their labels; for each the classes that are merged into it.
+
+    Raises:
+        ConfigError: If a class does not exist, or is selected twice.
     """
     names = [name for merged in classes.values() for name in merged]
     unknown = sorted(set(names) - set(listing.classes))
@@ -43,7 +47,11 @@ def select_classes(listing: Listing, classes: Mapping[str, Sequence[str]]) -> Li
 
 
 def drop_small_classes(listing: Listing, min_per_class: int) -> Listing:
-    """Return a listing without the classes that have fewer images, noted; ConfigError if fewer than two remain."""
+    """Return a listing without the classes that have fewer images, which it notes.
+
+    Raises:
+        ConfigError: If fewer than two classes remain.
+    """
     counts = Counter(image.class_name for image in listing.images)
     small = [name for name in listing.classes if counts[name] < min_per_class]
     if not small:

@@ -161,7 +161,11 @@ class ValidationResults:
             return {sha256: reason for sha256, reason in reasons if reason}
 
     def thumbnails(self, images: Iterable[ListedImage]) -> np.ndarray:
-        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; DataError if a file has changed since."""
+        """Return the thumbnails [N, SIZE, SIZE, 3] uint8 of valid images; they are kept in the cache.
+
+        Raises:
+            DataError: If a file has changed since it was validated.
+        """
         paths = {self.sha256(image): image.path for image in images}
         if kept := named_arrays.load(self._thumbnail_file, self):
             known = zip(kept["sha256"].astype(str).tolist(), kept["thumbnails"], strict=True)

@@ -51,7 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run's model on labelled images, which are decoded ahead of the network as by `predict`.
 
-    `advance` receives the number of images that were processed since its last call.
+    Args:
+        advance: receives the number of images that were processed since its last call.
 
     Raises:
         ConfigError: the run has no predictions for its validation images.

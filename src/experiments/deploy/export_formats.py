@@ -179,7 +179,8 @@ def check_precision(model: keras.Model, names: Sequence[str]) -> None:
 def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> Infer:
     """Write a model in one of FORMATS and read it back; `images`: training images [N, H, W, 3], for int8.
 
-    If the format cannot express the model, ConfigError names the layers.
+    Raises:
+        ConfigError: the format cannot express the model; the message names the layers.
     """
     form = FORMATS[name]
     try:

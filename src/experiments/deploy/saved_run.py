@@ -96,9 +96,12 @@ class Trained:
 
     @cached_property
     def config(self) -> Config:
-        """The validated configuration, treated as data, as with `like=`; ConfigError if this version cannot use it.
+        """The validated configuration, which is treated as data, as with `like=`.
 
         If the data root came from the environment, only its unresolved text is known.
+
+        Raises:
+            ConfigError: this version of the program cannot use it.
         """
         lines = [*like.overrides(self.plain, None)[0], f"outputs={quoted(default_outputs())}"]
         root = str(value_at(self.plain, "data.root", ""))
@@ -121,7 +124,10 @@ class Trained:
         """Return the folder that the paths of the run's images are relative to: `data` if the images have moved.
 
         If the recorded one is gone, or was not recorded (by version 0.2), it is that of the data source, which may make
-        its images again. Raises ConfigError if there is no such folder.
+        its images again.
+
+        Raises:
+            ConfigError: there is no such folder.
         """
         if data is not None:
             return existing("--data", data, "the folder that has the images of the run")
@@ -138,7 +144,8 @@ class Trained:
     def model(self) -> keras.Model:
         """Return the trained model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
 
-        Raises ConfigError if its weights do not exist any more, or are not those that the run had.
+        Raises:
+            ConfigError: its weights do not exist any more, or are not those that the run had.
         """
         with quiet_start():
             import keras
@@ -223,9 +230,12 @@ def of_folder(folder: Path, uri: str | None = None) -> Trained:
 
 
 def join(run: Trained) -> keras.Model:
-    """Return a run's model, rebuilt from its configuration and its weight files; see `Trained.model`.
+    """Return a run's model, rebuilt from its configuration and its weight files.
 
     A sweep's job stores only the weights that it has trained; the others are read from where the job took them.
+
+    Raises:
+        ConfigError: weights are missing, do not fit, or are not those that the run had.
     """
     place = run.file(WEIGHTS)
     name = weights_file("head")

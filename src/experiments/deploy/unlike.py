@@ -66,11 +66,14 @@ class TrainingFeatures:
 def measure(
     run: Trained, model: keras.Model, share: float, progress: Progress, data: Path | None
 ) -> tuple[keras.Model, Distances, float, str]:
-    """Return how images are compared with the training images of a run; see `Confidence.unlike`, `training_features`.
+    """Return how images are compared with the training images of a run; `share` as in `Confidence.unlike`.
 
     Returns:
         The model, with which the next shares its computation; how distances are computed; the largest distance of
         images that are like the training images; and a sentence on it.
+
+    Raises:
+        ConfigError: see `training_features`.
     """
     pixels = model.inputs[0]
     outputs = model.get_layer("frozen")(pixels)
@@ -84,8 +87,10 @@ def measure(
 def training_features(run: Trained, model: keras.Model, progress: Progress, data: Path | None) -> TrainingFeatures:
     """Return the training features of a run, which are computed once and then kept in its directory.
 
-    The model computes the features [B, D], which the head receives, from pixels [B, H, W, 3] in [0, 255]. Raises
-    ConfigError if the images that the run was trained on are gone or have changed.
+    The model computes the features [B, D], which the head receives, from pixels [B, H, W, 3] in [0, 255].
+
+    Raises:
+        ConfigError: the images that the run was trained on are gone or have changed.
     """
     path = run.folder / TRAINING_FEATURES if run.folder else None
     kept = named_arrays.read(path) if path is not None and path.exists() else {}

@@ -22,7 +22,8 @@ _TRANSPARENT = "is fully transparent; remove its alpha channel, or remove the fi
 def to_rgb(source: Image.Image, file: ImageFile, gray_range: GrayRange | None) -> Image.Image:
     """Return an image, as Pillow has loaded it, as 8-bit RGB; `file` receives warnings.
 
-    Raises DataError if the image is fully transparent, or if the meaning of its values is not known.
+    Raises:
+        DataError: If the image is fully transparent, or if the meaning of its values is not known.
     """
     if source.mode in _GRAY_MODES:
         return _rgb_of_gray(source, gray_range or _known_range(source, file), file.white_is_zero)

@@ -78,7 +78,11 @@ class ImageFile:
 
 
 def parse(content: bytes) -> ImageFile:
-    """Return an image file's parts; DataError if its bytes show that it is empty, cut short or of another format."""
+    """Return an image file's parts.
+
+    Raises:
+        DataError: If it is empty, of another format, or truncated, as far as its structure shows.
+    """
     if not content:
         raise DataError(f"is empty; {REPLACE}")
     format = _format(content)

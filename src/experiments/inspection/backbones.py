@@ -32,8 +32,10 @@ class Cost(NamedTuple):
 def measure(config: Config, batch: int, seconds: float) -> Cost:
     """Build a configuration's backbone with random weights and measure its speed on noise.
 
-    It is measured for at least so many seconds, and three batches, after a first one that is not counted. Raises
-    ConfigError if the backbone cannot be built, or split before its last block.
+    It is measured for at least so many seconds, and three batches, after a first one that is not counted.
+
+    Raises:
+        ConfigError: the backbone cannot be built, or split before its last block.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)

@@ -149,7 +149,10 @@ def draw(report: DataReport, images: int) -> Figure:
     """Draw the numbers of images by class and split, the image sizes, and training images of each class.
 
     So many images of each class are shown, not resized to `data.image_size`, evenly spaced by path. There is at least
-    one image. Raises DataError if a file has changed since it was read.
+    one image.
+
+    Raises:
+        DataError: an image file has changed since it was read.
     """
     found = report.manifest
     classes = found.classes[:MOST_CLASSES]

@@ -77,7 +77,8 @@ def inspect(config: Config, *, classes: int, layers: bool) -> Inspection:
 def summarize_model(config: Config, classes: int) -> ModelSummary:
     """Build the network with random weights, and a head of so many classes, and return its summary.
 
-    Raises ConfigError if the network cannot be built, or cannot be split at the configured split point.
+    Raises:
+        ConfigError: the network cannot be built, or cannot be split at the configured split point.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)

@@ -15,8 +15,10 @@ from experiments.tracking.summary_runs import add_file
 def write(run: Trained, data: Path | None = None, output: Path | None = None) -> Path:
     """Write the report of a run, log it to its MLflow run unless it is written elsewhere, and return its path.
 
-    Of a run on another machine, it is the report that the run has logged. Raises ConfigError if the run's files do not
-    exist any more, or the report cannot be logged.
+    Of a run on another machine, it is the report that the run has logged.
+
+    Raises:
+        ConfigError: the run's files do not exist any more, or the report cannot be logged.
     """
     if run.folder is None:
         path = run.file(REPORT)

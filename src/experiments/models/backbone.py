@@ -122,10 +122,12 @@ def _random_weights() -> Iterator[None]:
 def _with_weights(
     config: Model, image_size: int, build: Callable[..., keras.Model], path: Path, key: str
 ) -> keras.Model:
-    """Return the network with the weights of a file; raise ConfigError if the file belongs to another network.
+    """Return the network with the weights of a file, after checking that the file belongs to the network.
 
-    If keras.applications builds another network for ImageNet weights than without, the file decides which is built, and
-    has to show which it is.
+    If keras.applications builds another network for ImageNet weights than without, the file decides which is built.
+
+    Raises:
+        ConfigError: the file belongs to another network, or does not show to which of the two it belongs.
     """
     contents = weights.read(path, key)
     in_file = weights.rescalings(contents.layers)

@@ -13,7 +13,8 @@ POOLING = "pooling"  # the name of the layer that `head.pooling` adds to a backb
 def pooling(kind: str, dtype: keras.DTypePolicy | None = None) -> keras.layers.Layer:
     """Return the layer that pools or flattens feature maps [B, h, w, C] to vectors [B, D].
 
-    It computes in the precision `dtype`; None for that of the process.
+    Args:
+        dtype: the precision in which it computes; None for that of the process.
     """
     layers = keras.layers
     kinds = {"average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D, "flatten": layers.Flatten}

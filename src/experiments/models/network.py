@@ -30,8 +30,9 @@ CONSTANTS = 2**28  # bytes of weights in a graph at most; fine-tuning may hold t
 def preprocess(pixels: keras.KerasTensor, kind: str) -> keras.KerasTensor:
     """Convert RGB pixels [B, H, W, 3] in [0, 255] to the inputs that a backbone was trained on.
 
-    They are, by kind, in [0, 1] (rescale), in [-1, 1] (tf), normalised by ImageNet's mean and standard deviation
-    (torch), BGR less the mean (caffe), or as they are (none).
+    Args:
+        kind: rescale ([0, 1]), tf ([-1, 1]), torch (ImageNet's mean and standard deviation), caffe (BGR, mean
+            subtracted), none.
     """
     if kind == "none":
         return pixels
@@ -69,9 +70,13 @@ class NetworkSplit(NamedTuple):
 
 
 def split_network(backbone: Backbone, unfrozen: int | str, pool: str) -> NetworkSplit:
-    """Split a backbone at `regime.unfrozen_blocks`; 0 freezes all of it and puts pooling into the frozen part.
+    """Split a backbone before its last `unfrozen` stages; 0 freezes all of it and puts pooling into the frozen part.
 
-    If no split is possible there, ConfigError has the next possible one.
+    Args:
+        unfrozen: the value of `regime.unfrozen_blocks`, or 0.
+
+    Raises:
+        ConfigError: if no split is possible there; the message has the next possible one.
     """
     model = backbone.model
     if unfrozen == 0:
@@ -178,7 +183,8 @@ def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_s
 def load_weights(model: keras.Model, path: Path, key: str) -> None:
     """Load a weights file, which the `key` of the configuration names, into a model.
 
-    Raises ConfigError if the file does not exist, is no weights file, or belongs to another network.
+    Raises:
+        ConfigError: if the file does not exist, is no weights file, or belongs to another network.
     """
     contents = weights.read(path, key)
     recorded = weights.recorded_architecture(contents)

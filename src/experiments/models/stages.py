@@ -57,7 +57,11 @@ def find_stages(model: keras.Model) -> tuple[Stage, ...]:
 
 
 def named_stages(model: keras.Model, blocks: Sequence[str]) -> tuple[Stage, ...]:
-    """Return the stages that `model.blocks` names; ConfigError if one has no layers, or they are not in their order."""
+    """Return the stages that `model.blocks` names, in order.
+
+    Raises:
+        ConfigError: if no layer is named after a block, or if the blocks are out of order.
+    """
     owners = [owner(operation.name, blocks) for operation in model.operations]
     if missing := [block for block in blocks if block not in owners]:
         raise ConfigError(
@@ -89,8 +93,12 @@ def _stage_at(model: keras.Model, name: str, at: int) -> Stage:
 def stage_of(model: keras.Model, stages: Sequence[Stage], unfrozen: int | str) -> Stage:
     """Return the first stage that is trained; the whole network if no layer before the stage has weights.
 
-    `unfrozen` is how many stages from the last, `all`, or the name of a layer or block. If there is no such stage, or
-    no split is possible there, ConfigError has what is possible.
+    Args:
+        unfrozen: `regime.unfrozen_blocks`: how many stages from the last, `all`, or the name of a layer or block.
+
+    Raises:
+        ConfigError: if there are fewer stages, no such layer, or no split is possible there; the message has what is
+            possible.
     """
     whole = Stage("pixels", 0, model.inputs[0])
     if unfrozen == "all":

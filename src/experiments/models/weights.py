@@ -90,7 +90,8 @@ def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
 def read(path: Path, key: str) -> Contents:
     """Return the content of a weights file, which the `key` of the configuration names.
 
-    Raises ConfigError if the file is missing, damaged, no weights file, or refers to other files.
+    Raises:
+        ConfigError: if the file is missing, damaged, no weights file, or refers to other files.
     """
     check_file(path, key)
     try:
@@ -336,7 +337,11 @@ def rescalings(layers: Layers) -> int:
 
 
 def load(model: keras.Model, contents: Contents, key: str) -> None:
-    """Load a file's weights into a model; if they do not fit, ConfigError has the layers, shapes and likely cause."""
+    """Load a file's weights into a model.
+
+    Raises:
+        ConfigError: if they do not fit; the message has the layers, the shapes and the likely cause.
+    """
     reason = mismatch(contents, model)
     if reason is None:
         try:

@@ -63,9 +63,14 @@ def backbone_differences(config: Model, record: Mapping[str, Any], backbone: Bac
 
 
 def compare_record(config: Model, file: Path, backbone: Backbone, key: str) -> tuple[list[str], np.ndarray | None]:
-    """Return the `backbone_differences` from a head's file, and its probabilities [N, classes] of the reference images.
+    """Compare the record of a head with a run's backbone; the `key` of the configuration is for messages.
 
-    They are None in files of early versions, which stored no record. ConfigError about `key` if it is damaged.
+    Returns:
+        The `backbone_differences`; and the recorded probabilities [N, classes] float32 for the reference images. None
+        in files of early versions, which stored no record.
+
+    Raises:
+        ConfigError: the record is damaged.
     """
     record = weights.read(file, key).record
     if record is None:

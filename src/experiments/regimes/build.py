@@ -128,7 +128,8 @@ def build_layers(config: schema.Augmentation, trusted_packages: Sequence[str]) -
 def build_layer(node: Mapping[str, Any], at: int, trusted_packages: Sequence[str]) -> keras.layers.Layer:
     """Build a Keras preprocessing layer from an item of `augmentation.layers`.
 
-    Raises ConfigError if it cannot be built or is not allowed, because it runs code, reads files or takes objects.
+    Raises:
+        ConfigError: the layer cannot be built or is not allowed, because it runs code, reads files or takes objects.
     """
     key = f"augmentation.layers.{at}"
     if "_target_" not in node:

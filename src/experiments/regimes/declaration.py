@@ -61,7 +61,11 @@ def declare(declaration: Declaration) -> Callable[[Regime], Regime]:
 
 
 def declaration_of(regime: Regime) -> Declaration:
-    """Return what a regime declares, else the safe defaults; ConfigError if its declaration is of another type."""
+    """Return what a regime declares; the safe defaults if it declares nothing.
+
+    Raises:
+        ConfigError: its declaration is of another type.
+    """
     found = getattr(regime, ATTRIBUTE, Declaration())
     if not isinstance(found, Declaration):
         raise ConfigError(

@@ -158,8 +158,11 @@ def stored_views(components: RunComponents, network_split: NetworkSplit) -> list
 def rate_factors(backbone: Backbone, decay: float) -> dict[int, float]:
     """Return the factors of the learning rate that differ from 1, by the `id` of the variable.
 
-    A stage has `decay` times the rate of the next one, because early stages compute general features and should change
-    least (discriminative learning rates: Howard and Ruder 2018, ULMFiT; layer-wise decay: Bao et al. 2022, BEiT).
+    Early stages compute general features and should change least (discriminative learning rates: Howard and Ruder 2018,
+    ULMFiT; layer-wise decay: Bao et al. 2022, BEiT).
+
+    Args:
+        decay: the learning rate of a stage divided by that of the next stage; the last stage keeps the full rate.
     """
     numbers = stages.stage_numbers(backbone.model, backbone.stages)
     last = len(backbone.stages) - 1

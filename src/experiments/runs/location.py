@@ -69,7 +69,10 @@ def local_folder(named: str) -> Path | None:
 def folder_of(run_id: str, recorded: str | None, uri: str) -> Path | None:
     """Return the directory of an MLflow run: below the present outputs/, if that was moved, or where it was recorded.
 
-    The directory must record the id of the run. A tracking URI of a SQLite file lies in outputs/.
+    Args:
+        run_id: the id of the MLflow run, which the directory must record.
+        recorded: the path that was recorded for the directory.
+        uri: the tracking URI of the run; a SQLite file lies in outputs/.
     """
     if not recorded:
         return None

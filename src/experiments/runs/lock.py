@@ -14,7 +14,8 @@ PATIENCE = 60.0  # seconds to wait for the previous process of the run, which ma
 def claim(folder: Path, name: str = ".run.lock", what: str = "run", wait: float = 0) -> FileLock:
     """Return the lock of a directory, acquired unless locks are not supported there.
 
-    Raises ConfigError if another process, which may have been ending, has held it for `wait` seconds.
+    Raises:
+        ConfigError: another process, which may have been ending, has held it for `wait` seconds.
     """
     lock = FileLock(folder / name, fallback_to_soft=False)
     try:

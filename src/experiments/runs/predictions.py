@@ -33,7 +33,12 @@ def stem(split: str) -> str:
 
 
 def to_table(predictions: Sequence[Prediction]) -> dict[str, list[Any]]:
-    """Return predictions as columns of equal length, for a table or a CSV file: COLUMNS, and p_<class> by class."""
+    """Return predictions as columns of equal length, for a table or a CSV file.
+
+    Returns:
+        The columns path, sha256, label, predicted (str), correct (bool), confidence (float), then p_<class> (float)
+        for each class.
+    """
     table: dict[str, list[Any]] = {name: [getattr(row, name) for row in predictions] for name in COLUMNS}
     for class_name in predictions[0].probabilities:
         table[f"p_{class_name}"] = [row.probabilities[class_name] for row in predictions]

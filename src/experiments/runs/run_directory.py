@@ -106,7 +106,11 @@ class RunDirectory:
     folder: Path
 
     def facts(self) -> dict[str, Any]:
-        """Return the contents of FACTS, empty if there is no such file; ConfigError if it is damaged or unreadable."""
+        """Return the contents of FACTS, empty if there is no such file.
+
+        Raises:
+            ConfigError: the file cannot be read, or is not what this program writes.
+        """
         path = self.folder / FACTS
         try:
             if not path.exists():
@@ -124,7 +128,11 @@ class RunDirectory:
             raise self.damaged(f"{key}: {first['msg']}" if key else first["msg"]) from None
 
     def facts_of_finished(self, files: Iterable[str]) -> dict[str, Any]:
-        """Return the contents of FACTS of a finished run that has these files; ConfigError if there is none here."""
+        """Return the contents of FACTS of a finished run.
+
+        Raises:
+            ConfigError: it is no run directory, the run is not finished, or one of these files does not exist any more.
+        """
         facts = self.facts()
         if not facts:
             is_sweep = (self.folder / SWEEP).is_file()
@@ -176,7 +184,11 @@ class RunDirectory:
         atomic_files.write_json(self.folder / FETCHED, facts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the final metrics, named split.metric; OSError or ValueError if they cannot be read or are damaged."""
+        """Return the final metrics, named split.metric.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or is damaged.
+        """
         metrics: dict[str, float] = json.loads((self.folder / METRICS).read_bytes())
         return metrics
 
@@ -184,7 +196,11 @@ class RunDirectory:
         atomic_files.write_json(self.folder / METRICS, dict(metrics))
 
     def predictions(self, split: str) -> list[Prediction]:
-        """Return the predictions for a split's images; raise FileNotFoundError if the run was not evaluated on them."""
+        """Return the predictions for a split's images.
+
+        Raises:
+            FileNotFoundError: the run was not evaluated on them.
+        """
         return predictions.from_rows(read_rows(self.folder / predictions_file(split)))
 
     def has_predictions(self, split: str) -> bool:

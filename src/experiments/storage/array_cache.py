@@ -42,7 +42,8 @@ _verified: dict[Path, tuple[int, int, str]] = {}  # array file -> mtime_ns, size
 def key(spec: Mapping[str, Any]) -> str:
     """Return the key of a specification: the first 32 hex digits of the sha256 of its canonical JSON.
 
-    Raises TypeError or ValueError if it holds a value that JSON cannot represent, such as NaN.
+    Raises:
+        TypeError, ValueError: If the specification holds a value that JSON cannot represent, such as NaN.
     """
     canonical = json.dumps(dict(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
@@ -132,7 +133,8 @@ class Rows:
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Return a copy [B, ...] of a slice of the rows, or of the rows with the indices [B].
 
-        Raises OSError if a file cannot be read, or is shorter than it was.
+        Raises:
+            OSError: a file cannot be read, or is shorter than it was.
         """
         wanted = self.order[rows]
         only = self.parts[0] if len(self.parts) == 1 else None

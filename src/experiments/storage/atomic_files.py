@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically, replacing any file of that name; its directory is created if missing.
 
-    Raises OSError if it cannot be written; nothing is left behind then.
+    Raises:
+        OSError: If it cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_file(path) as file:

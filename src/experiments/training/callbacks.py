@@ -125,7 +125,9 @@ class LeftoverGradients(keras.callbacks.Callback):
 class EarlyStopping(keras.callbacks.EarlyStopping):
     """Callback that ends a phase early and restores its best weights, each if the phase is configured so.
 
-    If the optimizer averages the weights (EMA), `averages` is the callback that validates these; they are then kept.
+    Args:
+        phase: the phase of training.
+        averages: the callback that validates averaged weights (EMA), if the optimizer has them: these are then kept.
     """
 
     def __init__(self, phase: TrainingPhase, averages: keras.callbacks.SwapEMAWeights | None) -> None:
@@ -148,7 +150,8 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
 class EpochLogger(keras.callbacks.Callback):
     """Callback that converts Keras's logs to one EpochRecord per epoch and advances the progress display.
 
-    Raises ConfigError if a loss is not finite at the end of an epoch.
+    Raises:
+        ConfigError: a loss is not finite at the end of an epoch.
     """
 
     def __init__(
@@ -212,9 +215,10 @@ class EpochLogger(keras.callbacks.Callback):
 
 
 def build_variables(model: keras.Model) -> list[keras.Variable]:
-    """Return all variables of a compiled model that an epoch changes: weights, seeds, moments, averages and step.
+    """Return all variables that an epoch changes: weights, seeds, the optimizer's moments, averages and step.
 
-    Those of its optimizer are created if they do not exist yet.
+    Args:
+        model: a compiled model; its optimizer's variables are created if they do not exist yet.
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)

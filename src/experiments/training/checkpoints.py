@@ -141,7 +141,13 @@ class Checkpoints:
 
 
 def keep_last(folder: Path, phase: str | None, largest: float) -> None:
-    """Remove the checkpoints of a finished run, except the last of its last `phase` if it has at most so many bytes."""
+    """Remove the checkpoints of a finished run, except the last one of its last phase if it is small enough.
+
+    Args:
+        folder: the directory of the run's checkpoints.
+        phase: the last phase; None to keep none.
+        largest: number of bytes.
+    """
     last = max(folder.glob(f"{phase}/[0-9]*"), default=None) if phase else None
     if last is None or sum(path.stat().st_size for path in last.iterdir()) > largest:
         shutil.rmtree(folder, ignore_errors=True)

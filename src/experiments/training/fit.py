@@ -75,9 +75,10 @@ def fit(inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext) -> 
 
 
 def compile_model(inputs: PhaseInputs, phase: TrainingPhase, steps_per_execution: int) -> tf.data.Dataset:
-    """Compile the model of a phase, and return its batches as the compiled model takes them.
+    """Compile the model of a phase.
 
-    These are (inputs, targets), with class weights also (..., weights [B]).
+    Returns:
+        Its batches as the compiled model takes them: (inputs, targets), with class weights also (..., weights [B]).
     """
     loss = phase.loss(inputs.count)
     inputs.model.compile(

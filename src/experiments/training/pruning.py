@@ -37,7 +37,11 @@ def need_optuna(config: Config) -> None:
 
 
 def storage(config: Config) -> Any:
-    """Open, or create, the Optuna storage that `sweep.storage` names; raise ConfigError if it cannot be used."""
+    """Open the Optuna storage that `sweep.storage` names, creating it if there is none.
+
+    Raises:
+        ConfigError: the storage cannot be used.
+    """
     import optuna
     import sqlalchemy.exc
 

@@ -137,7 +137,11 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
 
 
 def read_table(file: Path, path_column: str | None, label_column: str | None, split_column: str | None) -> Table:
-    """Read a CSV file and decide which of its columns are meant, see `csv_labels`; ConfigError if it cannot be used."""
+    """Read a CSV file and decide which of its columns are meant; see `csv_labels`.
+
+    Raises:
+        ConfigError: If the file cannot be read, or a column is missing.
+    """
     where = printable(str(file))
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:

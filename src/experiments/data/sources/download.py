@@ -83,7 +83,11 @@ def fetch(url: str, *, sha256: str, size: int, folder: Path) -> File:
 
 
 def verify(file: File, *, sha256: str, size: int, what: str) -> None:
-    """Raise DataError, beginning with `what`, if an open file has another length in bytes or another sha256."""
+    """Check an open file's length in bytes and its sha256.
+
+    Raises:
+        DataError: If it is another file; the message begins with `what` and has the expected and the received values.
+    """
     expected = f"is not the one expected. Allowed: {size:,} bytes with sha256 {sha256}. Received:"
     if _length(file) != size:
         raise DataError(f"{what} {expected} {_length(file):,} bytes")

@@ -26,7 +26,8 @@ def folder(*, root: str | Path, cache: Path) -> Path:
 def existing(key: str, place: str | Path, allowed: str, *, is_file: bool = False) -> Path:
     """Return the absolute path of an existing folder, or file; `place` may begin with "~".
 
-    If there is none, ConfigError has the `key`, what it may name (`allowed`) and similar names.
+    Raises:
+        ConfigError: If there is none; the message has the `key`, what it may name (`allowed`) and similar names.
     """
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if str(place) and (os.path.isfile(path) if is_file else os.path.isdir(path)):  # no error for an impossible name
