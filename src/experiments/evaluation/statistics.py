@@ -109,9 +109,6 @@ class Reliability:
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the bounds, in [0, 1], of the Wilson score interval of an accuracy, without continuity correction.
 
-    Raises:
-        ValueError: if `total` is below 1, `correct` not in [0, total], or `confidence` not in (0, 1).
-
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927);
     computed by `scipy.stats.binomtest`.
     """

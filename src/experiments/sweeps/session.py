@@ -46,11 +46,7 @@ class Setup:
 
 
 class Session:
-    """One start of a sweep, whose name is the same at every start.
-
-    Raises:
-        ConfigError: the sweep's directory holds another sweep.
-    """
+    """One start of a sweep, whose name is the same at every start; ConfigError if its directory holds another sweep."""
 
     def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
@@ -181,12 +177,8 @@ class Session:
     def conclude(self, jobs: Sequence[Job], final: bool | None = None, after: int | None = None) -> None:
         """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
 
-        Args:
-            final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
-            after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
-
-        Raises:
-            SystemExit: a job has failed.
+        With `sweep.final`, the winner's final runs start first if `final`, by default unless a job has failed. Their
+        numbers follow the last job's, or begin at the winner's plus `after`. Raises SystemExit if a job has failed.
         """
         sweep_directory.resolve_repeated(self.folder, jobs)
         summary = processes.run_worker_task("conclude", self.folder)

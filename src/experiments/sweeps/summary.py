@@ -202,11 +202,7 @@ def is_on_target(found: Sequence[Candidate], objective: str, target: float) -> b
 
 
 def winner_values(folder: Path) -> dict[str, str]:
-    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
-
-    Raises:
-        ConfigError: no job has finished.
-    """
+    """Return the values of a sweep's winner or, before its final runs, of the best candidate; ConfigError if none."""
     about, rows = read(folder)
     if final := next((row for row in rows if row.final), None):
         return without_repeats(final.values)

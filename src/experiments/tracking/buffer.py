@@ -128,11 +128,7 @@ class TrackingBuffer:
 
 
 def read(folder: Path) -> list[Message]:
-    """Return the buffered messages of a run directory.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
+    """Return the buffered messages of a run directory; ConfigError if the file is damaged."""
     try:
         lines = (folder / UNSENT).read_text(encoding="utf-8").splitlines()
         return [Message(run_id, Kind(kind), content) for run_id, kind, content in map(json.loads, lines)]

@@ -209,8 +209,7 @@ def read_files(
 ) -> dict[str, bytes]:
     """Return the contents of artifacts of a run, by name; of the optional ones, those that exist.
 
-    Raises:
-        ConfigError: one of `names` does not exist, or one has more bytes than `largest`.
+    Raises ConfigError if one of `names` does not exist, or one has more bytes than `largest`.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: artifact(uri, run_id, name, folder, largest) for name in (*names, *optional)}
@@ -222,10 +221,8 @@ def read_files(
 def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
     """Return the run, finished or not, that a key of the command line names in one of the ways of `find_runs`.
 
-    A run in MLflow's trash is accepted with `trash`, and found by its whole id only.
-
-    Raises:
-        ConfigError: there is no such run, or several fit.
+    A run in MLflow's trash is accepted with `trash`, and found by its whole id only. Raises ConfigError if there is no
+    such run, or several fit.
     """
     is_id = RUN_ID.fullmatch(named)
     reason = "there is no such file" if is_id else "no folder has this name, and no run there has such an id or name"
