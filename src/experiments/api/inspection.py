@@ -121,7 +121,8 @@ def inspect_part(
 ) -> tuple[Inspection, Trained | None]:
     """Inspect a part of the configuration that a command gives, or of the run that is named instead.
 
-    Return the result, and the run that it belongs to; None for a configuration or a sweep.
+    Returns:
+        The result, and the run that it belongs to; None for a configuration or a sweep.
     """
     if part == "labels":
         return inspect_labels(named or "", uri, **options)
@@ -142,7 +143,8 @@ def inspect_part(
 def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None) -> tuple[Inspection, Trained | None]:
     """Inspect the labels of a run's images; for a sweep those of its winner's folds, for one of its jobs likewise.
 
-    Return the result, and the run that it belongs to; None for a sweep.
+    Returns:
+        The result, and the run that it belongs to; None for a sweep.
     """
     from experiments.sweeps import summary
 

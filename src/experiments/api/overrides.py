@@ -22,12 +22,18 @@ _OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn
 def command(
     overrides: Sequence[str], keys: Mapping[str, Any], config_dir: str | Path | None = None, *, sweep: bool = False
 ) -> list[str]:
-    """Return the command line of `train` that overrides and values by key describe.
+    """Return the command line of `train` that overrides and keyword arguments describe.
 
-    A mapping for a part of the configuration gives values of its keys, at any depth; a dotted key gives one. Texts are
-    taken literally; a run stands for its directory, or for its MLflow id. With `sweep`, a list, tuple, range or NumPy
-    array holds the values that the sweep runs over, and a value that is itself a list is given in a list. Raises
-    ConfigError if an override is no text, a value cannot be written, or an option does not apply here.
+    Args:
+        overrides: as on the command line.
+        keys: values by key. A mapping for a part of the configuration gives values of its keys, at any depth; a dotted
+            key gives one. Texts are taken literally; a run stands for its directory, or for its MLflow id.
+        config_dir: folder with the user's own choices (`--config-dir`), if any.
+        sweep: whether a list, tuple, range or NumPy array holds the values that a sweep runs over. A value that is
+            itself a list is then given in a list.
+
+    Raises:
+        ConfigError: an override is no text, a value cannot be written, or an option does not apply here.
     """
     wrong = [override for override in overrides if not isinstance(override, str)]
     if wrong:

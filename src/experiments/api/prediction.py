@@ -17,7 +17,8 @@ ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 def list_images(images: Any) -> list[str | np.ndarray | Image.Image]:
     """Return the single images of what `Run.predict` accepts: paths of files, arrays [H, W, 3] or [H, W], PIL images.
 
-    Raises ConfigError if paths do not exist, each of which is named, or an input is no image.
+    Raises:
+        ConfigError: paths do not exist, each of which is named, or an input is no image.
     """
     from experiments.deploy.predict import list_files
 

@@ -72,7 +72,12 @@ def train(*overrides: str, config_dir: str | Path | None = None, **keys: Any) ->
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None, **keys: Any) -> Config:
-    """Return the validated configuration that `train` would run with these arguments; nothing is read or trained.
+    """Return the validated configuration that `train` would run with; nothing is read or trained.
+
+    Args:
+        overrides: see `train`.
+        config_dir: see `train`.
+        keys: see `train`.
 
     Returns:
         The configuration, whose fields are the keys: `compose(epochs=3).optimizer.lr`. It cannot be changed;

@@ -59,7 +59,8 @@ def main() -> None:
 def reproduce(arguments: argparse.Namespace) -> int:
     """Plan the runs, train those that are not finished, write the table, and return the exit code.
 
-    Raises ConfigError if something would stop a run; none was started.
+    Raises:
+        ConfigError: something would stop a run; none was started.
     """
     from experiments.cli.compare import table
     from experiments.runs.lock import claim

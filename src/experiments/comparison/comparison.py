@@ -171,7 +171,10 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
 
     The groups of `runs`, which the user has named one by one, come first, in this order; then those of `found`, of a
     sweep or a query, ordered on the validation split by accuracy, the best first. Groups are never ordered by test
-    accuracy. Raises ConfigError if a run is named twice or has no predictions of this split, or seeds share no images.
+    accuracy.
+
+    Raises:
+        ConfigError: a run is named twice or has no predictions of this split, or seeds of a group share no images.
     """
     named = {run.run_id for run in runs}
     if len(named) < len(runs):

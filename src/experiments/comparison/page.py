@@ -35,9 +35,13 @@ def write(
 ) -> list[Path]:  # fmt: skip
     """Write comparison.md, .csv and .html, comparison_classes.csv, comparison_confusion.csv and figures/*.png.
 
-    At most `images` of those on which the groups disagree are shown, from the directory `data` or, without it, from
-    those that the runs have read. `reports` has the report of each run, by MLflow id, to which the page links. Returns
-    the paths of the files, the HTML page first.
+    Args:
+        images: how many of the images on which the groups disagree to show.
+        data: the directory that holds the images; None for the directories from which the runs have read them.
+        reports: MLflow id of a run -> its report, to which the page links.
+
+    Returns:
+        The paths of the files, the HTML page first.
     """
     links = {run_id: quote(os.path.relpath(path, folder)) for run_id, path in (reports or {}).items()}
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)

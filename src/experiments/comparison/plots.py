@@ -77,8 +77,11 @@ def intervals(
 ) -> Figure:
     """Draw a forest plot: each group's accuracy and its difference from the first, with their 95 % intervals.
 
-    The groups [G] are drawn from top to bottom. Accuracies are in [0, 1]; differences from the first group's in
-    [-1, 1], None for the first itself, and without axes if it is alone.
+    Args:
+        names: [G] names of the groups, from top to bottom.
+        scores: [G] accuracy, lower and upper bound, in [0, 1].
+        differences: [G] difference from the first group's accuracy, lower and upper bound, in [-1, 1]; None for the
+            first group, which has no axes of its own if it is alone.
     """
     alone = len(names) == 1
     figure = new_figure(9, 1.5 + 0.42 * len(names))

@@ -61,8 +61,12 @@ class Difference:
     def repeats_needed(self, repeats: int, most: int) -> int | None:
         """Return how many seeds, or folds, would show a difference as large as this one with a power of 80 %.
 
-        Both sides have `repeats` of them now, at least 2 (see `source`), whose variances are taken as the true ones.
-        None if `most` would not be enough, or if the variance between repeats is unknown.
+        The measured variances are taken as the true ones. None if `most` would not be enough, or if the variance
+        between repeats is unknown.
+
+        Args:
+            repeats: the present number of seeds or folds (see `source`), at least 2, the same on both sides.
+            most: the largest number that is possible.
         """
         spread = self.spread
         if spread is None or self.source == "images" or len(spread.parts) > 2:
@@ -182,7 +186,9 @@ def _difference(value: float, spread: Spread, images: int, boolean: bool) -> Dif
 def tango(only_b: int, only_a: int, images: int) -> tuple[float, float]:
     """Return Tango's score interval of accuracy b - accuracy a on the same images; McNemar's test is its dual.
 
-    `only_b` and `only_a` are the numbers of images that only this model classified correctly.
+    Args:
+        only_b, only_a: the number of images that only this model classified correctly.
+        images: the number of all images.
 
     Source: Tango (1998), see `difference`; equations 10 to 12, solved by `scipy.optimize.brentq`.
     """
@@ -236,7 +242,10 @@ def newcombe(
 ) -> tuple[float, float]:
     """Return Newcombe's interval of accuracy b - accuracy a on different images; see `unpaired_difference`.
 
-    Of each model, the number of images that it classified correctly and that of all its images are given.
+    Args:
+        correct_a, total_a: the number of images that model a classified correctly, and of all its images.
+        correct_b, total_b: the same for model b.
+        confidence: coverage of the interval, in (0, 1).
     """
     low_a, high_a = wilson(correct_a, total_a, confidence)
     low_b, high_b = wilson(correct_b, total_b, confidence)

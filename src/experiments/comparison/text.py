@@ -70,8 +70,10 @@ FOLDED = (
 def limitations(differences: Sequence[Difference], more: str = "", chosen: str = "") -> list[str]:
     """Return sentences on what differences from one side do not show.
 
-    `more` is a sentence on how to test settings, if models were compared; `chosen` is what the best of the groups is
-    called, which all others are compared with, empty if it was not chosen.
+    Args:
+        differences: of the compared groups, in any metric.
+        more: a sentence on how to test settings, if models were compared.
+        chosen: what the best of the groups, which all others are compared with, is called; empty if it was not chosen.
     """
     lines = []
     if not all(difference.about_setting for difference in differences):

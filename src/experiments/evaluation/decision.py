@@ -61,8 +61,9 @@ def default(classes: Sequence[str]) -> Decision:
 def decision_of(config: Config, dataset: Dataset) -> Decision:
     """Return the decision that is configured; a threshold that is chosen by validation images is not known yet.
 
-    Raises ConfigError if `positive`, `threshold` or `objective` does not fit the classes, or no validation image is of
-    the positive class, so that no threshold can be chosen.
+    Raises:
+        ConfigError: `positive`, `threshold` or `objective` does not fit the classes, or no validation image is of the
+            positive class, so that no threshold can be chosen.
     """
     goal, classes = config.threshold, dataset.classes
     issues = []

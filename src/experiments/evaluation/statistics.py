@@ -86,7 +86,8 @@ class Spread:
 def dual_p_value(distance: Callable[[float], float]) -> float:
     """Return the level at which the interval of a difference begins to include 0, at least SMALLEST_P.
 
-    `distance` returns for a level how far the interval with coverage 1 - level is from 0; negative if it includes 0.
+    Args:
+        distance: level -> the distance of the interval with coverage 1 - level from 0, negative if it includes 0.
     """
     if distance(SMALLEST_P) > 0:
         return SMALLEST_P
@@ -108,6 +109,9 @@ class Reliability:
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the bounds, in [0, 1], of the Wilson score interval of an accuracy, without continuity correction.
+
+    Raises:
+        ValueError: if `total` is below 1, `correct` not in [0, total], or `confidence` not in (0, 1).
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927);
     computed by `scipy.stats.binomtest`.

@@ -41,7 +41,8 @@ DOWNLOAD = ("data.url", "data.sha256", "data.bytes", "data.archive")
 def expand(given: Sequence[str]) -> list[str]:
     """Return the command line with `like=` or `continue=RUN` replaced by overrides, which precede all others.
 
-    Raises ConfigError if there is no such run, or its configuration cannot be used.
+    Raises:
+        ConfigError: there is no such run, or its configuration cannot be used.
     """
     named, rest = split_key(without_continue(given), "like")
     unused.brought.clear()  # an earlier run of this process may have been like another one
@@ -151,8 +152,13 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[dict[st
     """Return overrides that compose into the same experiment as a logged configuration, each with its group.
 
     Only values that differ from those of the chosen groups are written out, so that values that follow from other keys
-    still do. Keys whose values are interpolations are skipped, and returned beside the overrides. Raises ConfigError if
-    a key is unknown, or the value of a group is not a mapping.
+    still do.
+
+    Returns:
+        The overrides; and the keys that were skipped because their values are interpolations.
+
+    Raises:
+        ConfigError: a key is unknown, or the value of a group is not a mapping.
     """
     known = Config.model_fields
     wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]

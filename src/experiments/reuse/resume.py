@@ -27,8 +27,10 @@ def expand(given: Sequence[str]) -> list[str] | None:
     """Return the command line that resumes the run named by `resume=`; the given one if it names none.
 
     The current directory is changed to that in which the run was started, if it still exists. Return None if the run is
-    finished, so that there is nothing to resume. Raises ConfigError if there is no such run, or the other overrides
-    would change it.
+    finished, so that there is nothing to resume.
+
+    Raises:
+        ConfigError: there is no such run, or the other overrides would change it.
     """
     named, extra = split_key(given, "resume")
     if not named or named[-1] in (AUTO, "null"):
@@ -75,8 +77,10 @@ def expand(given: Sequence[str]) -> list[str] | None:
 def find(named: str, overrides: Sequence[str], key: str) -> Path:
     """Return the directory of a run, which is named by its directory, its MLflow id, or the end of its name.
 
-    The other overrides of the command line may name the tracking store; `key` is for messages. Raises ConfigError if
-    there is no such run, or its directory is not on this machine.
+    The other overrides of the command line may name the tracking store; `key` is for messages.
+
+    Raises:
+        ConfigError: there is no such run, or its directory is not on this machine.
     """
     if folder := local_folder(named):
         return folder

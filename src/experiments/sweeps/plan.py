@@ -232,8 +232,10 @@ def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[
 def planned(job: Job, settings: Mapping[str, Any]) -> PlannedRun:
     """Return a job as its process receives it; it continues the run in its directory, if there is one.
 
-    The sweep's settings are texts, numbers and booleans by dotted key; None leaves a key as it was composed. They are
-    also in the overrides of the equivalent single run, for its log and for `resume=FOLDER`, in place of what was typed.
+    Args:
+        settings: what the sweep sets, by dotted key of the configuration: texts, numbers, booleans; None leaves a key
+            as it was composed. The overrides of the equivalent single run, for its log and for `resume=FOLDER`, have
+            them instead of what was typed.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     texts = {key: quoted(value) if isinstance(value, str) else str(value).lower() for key, value in given.items()}

@@ -37,10 +37,13 @@ def draw(
     folder: Path, ranked: Sequence[Candidate], objective: str, baseline: float | None = None,
     climbed: Climbed | None = None,
 ) -> None:  # fmt: skip
-    """Write the figures of candidates, the best first, as PNG files; those without a score are not drawn.
+    """Write the figures as PNG files; candidates without a score are not drawn.
 
-    `baseline`, the accuracy of always predicting the most frequent class, is a line if a candidate's interval is not
-    above it.
+    Args:
+        ranked: candidates, the best first.
+        baseline: accuracy of always predicting the most frequent class, drawn as a line if a candidate's interval is
+            not above it.
+        climbed: the finished part of a ladder sweep.
     """
     scored = [candidate for candidate in ranked if not math.isnan(candidate.score)]
     keys = list(dict.fromkeys(key for candidate in scored for key in candidate.values))

@@ -46,7 +46,11 @@ class Setup:
 
 
 class Session:
-    """One start of a sweep, whose name is the same at every start; ConfigError if its directory holds another sweep."""
+    """One start of a sweep, whose name is the same at every start.
+
+    Raises:
+        ConfigError: the sweep's directory holds another sweep.
+    """
 
     def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
@@ -177,8 +181,12 @@ class Session:
     def conclude(self, jobs: Sequence[Job], final: bool | None = None, after: int | None = None) -> None:
         """Report the table and the winner on the terminal, in the sweep's directory and in MLflow.
 
-        With `sweep.final`, the winner's final runs start first if `final`, by default unless a job has failed. Their
-        numbers follow the last job's, or begin at the winner's plus `after`. Raises SystemExit if a job has failed.
+        Args:
+            final: whether to start the winner's final runs now, if `sweep.final`; None: unless a job has failed.
+            after: offset of the final runs' numbers from the winner's; None: they follow the last job's number.
+
+        Raises:
+            SystemExit: a job has failed.
         """
         sweep_directory.resolve_repeated(self.folder, jobs)
         summary = processes.run_worker_task("conclude", self.folder)
@@ -198,8 +206,11 @@ class Session:
     def final_jobs(self, winner: dict[str, Any], number: int) -> list[Job]:
         """Return the winner's final runs, with their records written: one for each seed, on all training images.
 
-        If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated. The
-        runs are numbered from `number` on; numbers whose directories hold other runs are skipped.
+        If there are no folds, the winner's jobs have trained on the same images, and their weights are evaluated.
+
+        Args:
+            winner: `winner` of the summary.
+            number: number of the first final run; numbers whose directories hold other runs are skipped.
         """
         folded = winner["folded"]
         seeds = winner["seeds"] if self.held_out or folded else winner["seeds"][:1]

@@ -202,7 +202,11 @@ def is_on_target(found: Sequence[Candidate], objective: str, target: float) -> b
 
 
 def winner_values(folder: Path) -> dict[str, str]:
-    """Return the values of a sweep's winner or, before its final runs, of the best candidate; ConfigError if none."""
+    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
+
+    Raises:
+        ConfigError: no job has finished.
+    """
     about, rows = read(folder)
     if final := next((row for row in rows if row.final), None):
         return without_repeats(final.values)
@@ -213,9 +217,13 @@ def winner_values(folder: Path) -> dict[str, str]:
 
 
 def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
-    """Return the conclusion on candidates, the best first, in sentences.
+    """Return the conclusion in sentences.
 
-    `held` are the winner's final runs, on images that no job has read; with `final` the sweep ends with such runs.
+    Args:
+        ranked: candidates, the best first.
+        held: the winner's final runs, on images that no job has read.
+        command: the sweep's command line.
+        final: `sweep.final`, whether the sweep ends with final runs.
     """
     finished = [candidate for candidate in ranked if candidate.ranked]
     if not finished:

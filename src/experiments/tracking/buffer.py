@@ -27,9 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class TrackingBuffer:
-    """The messages of a run that are still to be uploaded, in order, among them those of earlier processes.
+    """The messages of a run that are still to be uploaded, in order.
 
-    Without an MLflow run (tracking=none) messages are dropped.
+    Args:
+        run_id: the id of the MLflow run; None with tracking=none: messages are dropped.
+        folder: the run directory; messages that an earlier process has left there are uploaded, too.
     """
 
     def __init__(self, run_id: str | None, folder: Path) -> None:
@@ -128,7 +130,11 @@ class TrackingBuffer:
 
 
 def read(folder: Path) -> list[Message]:
-    """Return the buffered messages of a run directory; ConfigError if the file is damaged."""
+    """Return the buffered messages of a run directory.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     try:
         lines = (folder / UNSENT).read_text(encoding="utf-8").splitlines()
         return [Message(run_id, Kind(kind), content) for run_id, kind, content in map(json.loads, lines)]

@@ -23,8 +23,13 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
     """Fetch the files of other runs into a run directory as its inputs.
 
     They are those for the run ids in the configuration, with the records of what those runs were trained on; those of
-    `continue_from`; and those records of the run to which a weights file belongs. Returns the files by key, of
-    `continue_from` the directory of the copies; ConfigError if a run, its file or the tracking store is missing.
+    `continue_from`; and those records of the run to which a weights file belongs.
+
+    Returns:
+        Key of the configuration -> file; of `continue_from`, the directory of the copies.
+
+    Raises:
+        ConfigError: a run or its file is missing, or there is no tracking store.
     """
     continued = continuation.copy_source(config, folder)
     files = {continuation.KEY: continued} if continued else {}

@@ -107,7 +107,10 @@ def reopen(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> str:
 class MlflowRun:
     """The MLflow run of a run directory, to which a tracking buffer is uploaded.
 
-    Its id is None with tracking=none: the directory is the only record. `before` is the id that it had before, if any.
+    Args:
+        run_id: the id of the MLflow run; None with tracking=none: the run directory is the only record.
+        folder: the run directory.
+        before: the id of the MLflow run that the directory had before, if any.
     """
 
     def __init__(self, run_id: str | None, folder: Path, before: str | None = None) -> None:

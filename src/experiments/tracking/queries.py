@@ -194,8 +194,12 @@ def logged_model(uri: str, run_id: str) -> Path | None:
 def artifact(uri: str, run_id: str, name: str, folder: str | None = None, largest: float = math.inf) -> Path | None:
     """Return the path of an artifact of a run; None if the run has no such artifact.
 
-    `folder` receives a copy; without one, an artifact that is not on this machine is downloaded to a new directory. An
-    artifact of more bytes than `largest` is a ConfigError.
+    Args:
+        uri: the tracking store.
+        run_id: of the run.
+        name: path of the artifact.
+        folder: receives a copy; None: an artifact that is not on this machine is downloaded to a new directory.
+        largest: the number of bytes that it may have; a larger one is a ConfigError.
     """
     with connection.client(uri, f"run {run_id}: {name} cannot be read from MLflow") as client:
         sizes = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id)}
@@ -209,7 +213,8 @@ def read_files(
 ) -> dict[str, bytes]:
     """Return the contents of artifacts of a run, by name; of the optional ones, those that exist.
 
-    Raises ConfigError if one of `names` does not exist, or one has more bytes than `largest`.
+    Raises:
+        ConfigError: one of `names` does not exist, or one has more bytes than `largest`.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: artifact(uri, run_id, name, folder, largest) for name in (*names, *optional)}
@@ -221,8 +226,10 @@ def read_files(
 def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
     """Return the run, finished or not, that a key of the command line names in one of the ways of `find_runs`.
 
-    A run in MLflow's trash is accepted with `trash`, and found by its whole id only. Raises ConfigError if there is no
-    such run, or several fit.
+    A run in MLflow's trash is accepted with `trash`, and found by its whole id only.
+
+    Raises:
+        ConfigError: there is no such run, or several fit.
     """
     is_id = RUN_ID.fullmatch(named)
     reason = "there is no such file" if is_id else "no folder has this name, and no run there has such an id or name"

@@ -81,8 +81,16 @@ def log_evaluation(
 ) -> str:
     """Log the evaluation of a finished run's model on further images as a child of that run, and return its id.
 
-    The metrics of the run itself stay those of its training, however often its model is evaluated. `data` has the name,
-    digest and source of the images; the metrics are named evaluation.METRIC; `text` is shown on the new run's page.
+    The metrics of the run itself stay those of its training, however often its model is evaluated.
+
+    Args:
+        uri: the tracking store, which has the run.
+        run_id: the MLflow id of the run.
+        name: of the new MLflow run.
+        data: `name`, `digest` and `source` of the images.
+        metrics: named evaluation.METRIC.
+        folder: the directory whose files are logged.
+        text: what the UI shows on the new run's page.
     """
     from mlflow.entities import Metric
 

@@ -23,9 +23,14 @@ from experiments.training.types import Status
 def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
     """Upload the tracking buffer of a run to MLflow and return a message about the result.
 
-    Without `uri`, it is uploaded to the store that the run was started with or, if that, including its password, is not
-    known, to that of MLFLOW_TRACKING_URI. With `whole`, all points of the run's curves are logged again, which is
-    idempotent. Raises ConfigError if the run is still going on, or the store cannot be used.
+    Args:
+        folder: the run directory.
+        uri: the MLflow store; None: the one that the run was started with or, if that, including its password, is not
+            known, that of MLFLOW_TRACKING_URI.
+        whole: whether to log all points of the run's curves again, buffered or not; logging is idempotent.
+
+    Raises:
+        ConfigError: the run is still going on, or its store is not known, cannot be reached or refuses the upload.
     """
     facts = RunDirectory(folder).facts()
     place = uri or (store_of_run(folder, facts) if facts else None) or os.environ.get(connection.VARIABLE)

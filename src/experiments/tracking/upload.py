@@ -47,7 +47,11 @@ class Message(NamedTuple):
 
 
 def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
-    """Upload one message to MLflow; of the kind MODEL, `model` or the one that is saved in the run directory."""
+    """Upload one message to MLflow; of the kind MODEL, `model` or the one that is saved in the run directory.
+
+    Raises:
+        MlflowException, SQLAlchemyError, OSError: the upload has failed.
+    """
     import mlflow
     from mlflow.entities import Metric, Param, RunTag
 

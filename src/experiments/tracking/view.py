@@ -78,7 +78,11 @@ def charts(tested: bool = False) -> dict[str, Any]:
 
 
 def tags(tested: bool = False) -> dict[str, str]:
-    """Return an experiment's tags for the UI: description, kind, shared view; `tested`: runs have test scores."""
+    """Return the tags of an experiment that set its description, its kind and its shared view in the UI.
+
+    Args:
+        tested: whether runs of the experiment were evaluated on test images.
+    """
     widths = FIXED | COLUMNS
     view = {
         "selectedColumns": [*COLUMNS], "columnOrder": [*widths], "columnWidths": widths,
@@ -91,7 +95,8 @@ def tags(tested: bool = False) -> dict[str, str]:
 def configure_experiment_view(uri: str) -> list[tuple[str, str]]:
     """Set the tags of those experiments of a store that contain runs of this project; keep an existing description.
 
-    Returns the name and the path in the UI's URL of each of these experiments, the one with the latest run first.
+    Returns:
+        For each of these experiments its name and its path in the UI's URL, the one with the latest run first.
     """
     connection.check_runs(uri)
     with connection.client(uri) as client:

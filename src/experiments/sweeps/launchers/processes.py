@@ -37,7 +37,10 @@ def start(
 ) -> BaseProcess:
     """Call a function in a process that ends with this one, forked from the forkserver that has imported TensorFlow.
 
-    Only that process imports the module. Its output is appended to `log`; it has the variables of this process, too.
+    Args:
+        module: only the new process imports it.
+        log: file to which the process's output is appended.
+        environment: variables of the process, besides those of this one.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the forkserver imports MLflow
     context = multiprocessing.get_context("forkserver")

@@ -30,8 +30,10 @@ def work(
 ) -> str | None:  # fmt: skip
     """Run a job in this process, write its output to a file, and return the reason if it failed.
 
-    The working directory and variables of the sweep's process are taken over. The job may take `timeout` seconds.
-    `leaving` returns whether the run is being stopped here because it will be started again on another machine.
+    Args:
+        directory, environment: working directory of the sweep's process, and variables to set, taken from it.
+        timeout: seconds that the job may take.
+        leaving: returns whether the run is being stopped here because it will be started again on another machine.
     """
     folder = job.folder
     log = folder / LOG

@@ -81,8 +81,10 @@ def run_jobs(
 ) -> None:  # fmt: skip
     """Run jobs in their order. If this is interrupted, the running ones are stopped.
 
-    `stop_reason` returns why no further job is to start, or None. `ended` receives the index of each ended job,
-    its seconds, with the start and the end of its process, and why it failed, or None.
+    Args:
+        stop_reason: returns why no further job is to start, or None.
+        ended: called when a job has ended, with its index, its duration in seconds, the start and the end of its
+            process included, and the reason if it failed, else None.
     """
     timeout = None if launcher.queues else launcher.timeout
     waiting = list(range(len(jobs)))
