@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from experiments.config import schema
+from experiments.config import arguments, schema
 from experiments.storage import atomic_files
 from experiments.system.paths import CONF
 
@@ -42,7 +42,7 @@ UNTYPED = ("name", "_target_")  # keys of a component, which users set by choosi
 LONG = 60  # characters of a value that a cell shows
 INTRO = """# Configuration reference
 
-<!-- Written by `make reference` out of conf/ and src/experiments/config/schema.py: change those, not this page. -->
+<!-- Written by `make reference` out of conf/ and src/experiments/config/: change those, not this page. -->
 
 A run is one choice out of each group, and values on top, in any order:
 
@@ -151,20 +151,21 @@ def kind(text: str) -> str:
 
 def comments() -> dict[tuple[str, str], str]:
     """Return the comments on the lines of the schema's fields, by class (or group of ARGUMENTS) and field."""
-    source = Path(schema.__file__).read_text(encoding="utf-8")
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    said = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
-    node: Any
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    found[node.name, field.target.id] = said.get(field.end_lineno, "")
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ARGUMENTS":
-            for group, arguments in zip(node.value.keys, node.value.values, strict=True):
-                for argument, checked in zip(arguments.keys, arguments.values, strict=True):
-                    found[group.value, argument.value] = said.get(checked.end_lineno, "")
+    for module in (schema, arguments):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        said = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        node: Any
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        found[node.name, field.target.id] = said.get(field.end_lineno, "")
+            elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ARGUMENTS":
+                for group, names in zip(node.value.keys, node.value.values, strict=True):
+                    for argument, checked in zip(names.keys, names.values, strict=True):
+                        found[group.value, argument.value] = said.get(checked.end_lineno, "")
     return found
 
 
@@ -195,8 +196,8 @@ def fields() -> dict[str, Field]:
                 walk(named[0], definitions[named[0]], definitions, f"{key}.{NAMED[key]}.")
 
     walk("Config", whole, whole["$defs"], "")
-    for group, arguments in schema.ARGUMENTS.items():
-        for argument, checked in arguments.items():
+    for group, names in arguments.ARGUMENTS.items():
+        for argument, checked in names.items():
             if isinstance(checked, type) and issubclass(checked, BaseModel):
                 walk(checked.__name__, checked.model_json_schema(), {}, f"{group}.{argument}.")
             else:
@@ -290,7 +291,7 @@ def table(sources: Mapping[str, Mapping[str, Line]], known: Mapping[str, Field],
             may_be = " or ".join(sorted({*map(kind, values.values())}, reverse=True))
         rows.append(f"| `{key}` | {told(values, sources, code=True)} | {cell(may_be)} | {meaning} |")
     if unsaid:
-        raise ValueError(f"say in a comment in conf/ or schema.py what these mean: {', '.join(unsaid)}")
+        raise ValueError(f"say in a comment in conf/, schema.py or arguments.py what these mean: {', '.join(unsaid)}")
     return ["| key | default | allowed | meaning |", "|---|---|---|---|", *rows]
 
 

@@ -26,7 +26,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments import train  # noqa: F401 (registers the sweeper and the launchers)
 from experiments.__main__ import VERBS
-from experiments.config import foreign_options, schema
+from experiments.config import foreign_options
+from experiments.config.arguments import ARGUMENTS
 from experiments.config.messages import is_known_key
 from experiments.errors import ConfigError
 from experiments.sweeps.search.space import dimension
@@ -187,7 +188,7 @@ def test_every_setting_in_the_table_of_settings_is_valid(server: None) -> None:
 def test_every_key_between_backticks_is_one_of_the_configuration() -> None:
     """Keys such as `optimizer.lr=1e-4`; those of hydra and of a choice alone are looked up in conf/."""
     text = "".join(path.read_text(encoding="utf-8") for path in CONF.glob("**/*.yaml"))
-    arguments = {f"{group}.{name}" for group, node in schema.ARGUMENTS.items() for name in node}
+    arguments = {f"{group}.{name}" for group, node in ARGUMENTS.items() for name in node}
     keys = {
         (page.name, key)
         for page in PAGES

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from experiments.__main__ import VERBS
 from experiments.config import schema
+from experiments.config.arguments import ARGUMENTS
 from experiments.system import paths
 from experiments.system.private_api import get_args_parser
 
@@ -54,7 +55,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_every_key_of_the_schema_has_a_row() -> None:
     wanted = set(keys(schema.Config))
-    wanted |= {f"{group}.{name}" for group, node in schema.ARGUMENTS.items() for name in node} - {"data.per_class"}
+    wanted |= {f"{group}.{name}" for group, node in ARGUMENTS.items() for name in node} - {"data.per_class"}
     assert {"data.limit.train", "model.layers.BLOCK.filters", "model.head.dense.LAYER.l2", "sweep.jobs"} <= wanted
     assert wanted - set(ROWS) == set()
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from experiments.config import foreign_options
+from experiments.config.arguments import ARGUMENTS
 from experiments.config.choices import shipped
-from experiments.config.schema import ARGUMENTS, Config
+from experiments.config.schema import Config
 from experiments.errors import ConfigError
 
 

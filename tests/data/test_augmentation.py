@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.preprocessing.image import apply_affine_transform
 
-from experiments.config.schema import ARGUMENTS
+from experiments.config.arguments import ARGUMENTS
 from experiments.data.augmentation import Affine, Identity, affine, resample
 
 FILLS = get_args(ARGUMENTS["augmentation"]["fill"])

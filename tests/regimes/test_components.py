@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.config import choices, schema, targets
+from experiments.config.arguments import ARGUMENTS, Species
 from experiments.data.drawing.species import SPECIES
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
 from experiments.errors import ConfigError
@@ -64,14 +65,14 @@ def test_regimes_are_functions_of_one_signature(name: str) -> None:
 
 
 def test_every_argument_of_a_shipped_component_is_checked() -> None:
-    """A type in schema.ARGUMENTS that no shipped YAML has a key for would check nothing."""
+    """A type in ARGUMENTS that no shipped YAML has a key for would check nothing."""
     for group in schema.GROUPS:
         listed = {key for node in choices.shipped(group).values() for key in own(group, node)}
-        assert set(schema.ARGUMENTS.get(group, {})) == listed
+        assert set(ARGUMENTS.get(group, {})) == listed
 
 
 def test_the_schemas_choices_are_those_of_the_code() -> None:
-    assert set(get_args(schema.Species)) == set(SPECIES)
+    assert set(get_args(Species)) == set(SPECIES)
     for name in get_args(schema.Activation):
         keras.activations.get(name)
 

@@ -1,7 +1,7 @@
 """The schema of the composed configuration: types, ranges and choices of every key that this package reads.
 
-Component slots (`_target_`) accept further keys, the arguments of their constructors; ARGUMENTS has the types of those
-of the shipped components. docs/configuration.md shows the comment on a field's line.
+Component slots (`_target_`) accept further keys, the arguments of their constructors; those of the shipped components
+have their types in `arguments`. docs/configuration.md shows the comment on a field's line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ Activation = Literal[
     "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "mish", "relu", "relu6",
     "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh",
 ]  # fmt: skip
-Species = Literal["bears", "cats", "cows", "dogs", "foxes", "lions", "mice", "owls", "pigs", "rabbits"]
 Positive = Field(ge=1)
 Fraction = Field(ge=0, lt=1)
 Penalty = Field(ge=0)
@@ -330,69 +329,6 @@ class Config(Node):
     def cache(self) -> Path:
         return Path(self.outputs) / "cache"
 
-
-class PerClass(Node):
-    """Number of synthetic images of each class, by split."""
-
-    train: int = Positive
-    validation: int = Positive
-    test: int = Field(ge=0)
-
-
-# Types of the shipped components' arguments, so that invalid ones are found before Keras is imported.
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "data": {
-        "root": str,
-        "species": Annotated[list[Species], Field(min_length=2)],
-        "per_class": PerClass,
-        "seed": Annotated[int, Field(ge=0)],
-        "size": Annotated[int, Field(ge=8)],
-        "url": Annotated[str, Field(pattern="^https?://[^/]")],
-        "sha256": Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")],
-        "bytes": Annotated[int, Field(ge=1)],
-        "archive": str | None,
-        "labels": str,
-        "images": str | None,
-        "path_column": str | None,
-        "label_column": str | None,
-        "split_column": str | None,
-        "pattern": str,
-    },
-    "augmentation": {
-        "rotation": Annotated[float, Field(ge=0, le=180)],
-        "width_shift": Share,
-        "height_shift": Share,
-        "shear": Annotated[float, Field(ge=0, le=89)],
-        "zoom": Annotated[float, Field(ge=0, le=0.99)],
-        "horizontal_flip": bool,
-        "fill": Literal["nearest", "reflect", "wrap", "constant"],
-        "operations": Annotated[int, Field(ge=1)],
-        "magnitude": Share,
-    },
-    "model": {"alpha": Annotated[float, Field(gt=0)], "include_preprocessing": bool},
-    "optimizer": {
-        "momentum": Share,  # momentum; 0: none
-        "nesterov": bool,
-        "rho": Decay,  # decay rate of the mean of squared gradients
-        "beta_1": Decay,  # decay rate of the mean of gradients
-        "beta_2": Decay,  # decay rate of the mean of squared gradients
-        "amsgrad": bool,
-        "centered": bool,
-        "epsilon": Annotated[float, Field(gt=0)],  # added to the denominator
-        "initial_accumulator_value": Annotated[float, Field(ge=0)],  # initial value of the sums of squared gradients
-    },
-    "schedule": {
-        "final": Share,
-        "decay": Annotated[float, Field(gt=0, le=1)],
-        "factor": Annotated[float, Field(gt=0, lt=1)],
-        "patience": Annotated[int, Field(ge=1)],
-        "min_delta": Annotated[float, Field(ge=0)],
-        "cooldown": Annotated[int, Field(ge=0)],
-        "floor": Annotated[float, Field(ge=0)],
-    },
-}
 
 GROUPS: dict[str, type[Component]] = {
     "data": Data, "augmentation": Augmentation, "model": Model, "optimizer": Optimizer, "schedule": Schedule,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError, create_model
+from pydantic import ValidationError
 
-from experiments.config.choices import shipped
+from experiments.config.arguments import argument_errors
 from experiments.config.credentials import from_environment, lost_credentials, revealed
 from experiments.config.identity import NOT_IDENTITY
-from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member, unknown_key
-from experiments.config.schema import ARGUMENTS, GROUPS, PROBABILISTIC, Config, Metric, Model, Node, Regime, Tracking
+from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member
+from experiments.config.overrides import value_at
+from experiments.config.schema import GROUPS, PROBABILISTIC, Config, Metric, Model, Regime, Tracking
 from experiments.errors import ConfigError
 from experiments.system import paths
 from experiments.system.redaction import redacted
@@ -66,10 +65,8 @@ def validate(composed: DictConfig) -> Config:
         found = [each for each in details if error_key(each) not in missing and not is_of_other_member(each)]
         lines += map(error_line, found)
         wrong |= {str(detail["loc"][0]) for detail in found}
-    for group in GROUPS:
-        lines += _argument_errors(group, plain.get(group), missing)
-    if isinstance(plain.get("regime"), dict):
-        lines += _argument_errors("optimizer", plain["regime"].get("head_optimizer"), missing, "regime.head_optimizer")
+    for key, group in [*zip(GROUPS, GROUPS, strict=True), ("regime.head_optimizer", "optimizer")]:
+        lines += argument_errors(key, group, value_at(plain, key), missing)
     if not wrong & {"model", "regime", "tracking"}:
         model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
         lines += _cross_field_errors(model, regime, Tracking.model_validate(plain["tracking"]))
@@ -93,32 +90,6 @@ def current_target(text: str, key: str) -> str:
         f"_target_: {text} is now called {present}; the old name will be removed", FutureWarning, stacklevel=2
     )
     return present
-
-
-@cache
-def _arguments_of(group: str) -> type[Node]:
-    """Return the model of the arguments of a group's shipped components, all of them optional."""
-    fields: dict[str, Any] = {name: (kind, None) for name, kind in ARGUMENTS.get(group, {}).items()}
-    return create_model(group, __base__=Node, **fields)
-
-
-def _argument_errors(group: str, node: Any, missing: Iterable[str], prefix: str | None = None) -> list[str]:
-    """Return the messages for arguments of a shipped component that its YAML does not list, or that are invalid."""
-    prefix = prefix or group
-    if not isinstance(node, dict):
-        return []
-    alike = [choice for choice in shipped(group).values() if choice.get("_target_") == node.get("_target_")]
-    if not alike:
-        return []  # the user's own component, which `build` validates against its constructor's signature
-    fields = {field.alias or name for name, field in GROUPS[group].model_fields.items()}
-    given = {name: value for name, value in node.items() if name not in fields and f"{prefix}.{name}" not in missing}
-    unknown = [name for name in given if name not in alike[0]]
-    lines = [unknown_key(f"{prefix}.{name}", {*alike[0], *fields}, given.pop(name)) for name in unknown]
-    try:
-        _arguments_of(group).model_validate(given)
-    except ValidationError as error:
-        lines += [error_line(detail, _arguments_of(group), prefix) for detail in error.errors()]
-    return lines
 
 
 def _cross_field_errors(model: Model, regime: Regime, tracking: Tracking) -> list[str]:
