@@ -416,6 +416,9 @@ def test_the_end_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.append(RunFacts("dd", "20261130-080000-finetune-convnet-280729", {}, {}, {}))
     with pytest.raises(ConfigError, match="2 runs fit"):
         find_runs("", ["-280729"])
+    del runs[1:]
+    with pytest.raises(ConfigError, match="no finished run fits"):
+        find_runs("", [""])  # as of an unset variable of the shell
 
 
 def test_a_run_directory_stands_for_its_run_in_the_store_where_it_is(tmp_path: Path) -> None:

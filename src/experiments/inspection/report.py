@@ -30,8 +30,7 @@ def write(run: Trained, data: Path | None = None, output: Path | None = None) ->
         if output is not None:
             atomic_files.write_file(output, path.read_bytes())
         return output or path
-    directory = RunDirectory(run.folder)
-    path = run_report.write(directory, data or run.recorded_root, run.model, output)
+    path = run_report.write(RunDirectory(run.folder), data or run.recorded_root, run.model, output)
     if run.run_id and output is None:
         try:
             add_file(run.store, run.run_id, path)

@@ -66,12 +66,10 @@ def convnet(*, input_tensor: keras.KerasTensor, layers: Mapping[str, ConvBlock])
 
 def convolution(block: ConvBlock, stride: int, activated: bool, name: str) -> keras.layers.Layer:
     """Return one convolution of a block, with its activation where nothing comes between the two."""
-    regularizer = penalty(block.l1, block.l2)
     if block.separable:
-        kernels = {"depthwise_regularizer": regularizer, "pointwise_regularizer": regularizer}
+        layer, penalised = keras.layers.SeparableConv2D, ["depthwise_regularizer", "pointwise_regularizer"]
     else:
-        kernels = {"kernel_regularizer": regularizer}
-    layer = keras.layers.SeparableConv2D if block.separable else keras.layers.Conv2D
+        layer, penalised = keras.layers.Conv2D, ["kernel_regularizer"]
     return layer(
         block.filters,
         block.kernel,
@@ -80,7 +78,7 @@ def convolution(block: ConvBlock, stride: int, activated: bool, name: str) -> ke
         activation=block.activation if activated else None,
         use_bias=not block.batch_norm,
         name=name,
-        **kernels,
+        **dict.fromkeys(penalised, penalty(block.l1, block.l2)),
     )
 
 

@@ -271,28 +271,26 @@ def mismatch(contents: Contents, model: keras.Model) -> str | None:
     if contents.layout == "legacy":  # Keras loads these in order
         there, here = ({str(at): layer for at, layer in enumerate(some.values())} for some in (there, here))
     wrong = [place for place in here if place in there and sorted(here[place].shapes) != sorted(there[place].shapes)]
-    names = [{layer.name: layer for layer in layers.values()} for layers in (there, here)]
+    in_file, in_model = ({layer.name: layer for layer in layers.values()} for layers in (there, here))
     moved = [
         place for place in here
         if place in there and here[place].name != there[place].name
-        and here[place].name in names[0] and there[place].name in names[1]
+        and here[place].name in in_file and there[place].name in in_model
     ]  # fmt: skip
     if set(there) == set(here) and not wrong and not moved:
         return None
     lines = [
-        f"{name} {list(layer.shapes)} expected, {list(names[0][name].shapes)} received"
-        for name, layer in names[1].items()
-        if name in names[0] and sorted(layer.shapes) != sorted(names[0][name].shapes)
+        f"{name} {list(layer.shapes)} expected, {list(in_file[name].shapes)} received"
+        for name, layer in in_model.items()
+        if name in in_file and sorted(layer.shapes) != sorted(in_file[name].shapes)
     ]
-    lines += [
-        f"{name} {list(layer.shapes)} is not in the file" for name, layer in names[1].items() if name not in names[0]
-    ]
-    lines += [
-        f"{name} {list(layer.shapes)} is only in the file" for name, layer in names[0].items() if name not in names[1]
-    ]
+    lacking = [layer for name, layer in in_model.items() if name not in in_file]
+    surplus = [layer for name, layer in in_file.items() if name not in in_model]
+    lines += [f"{name} {list(shapes)} is not in the file" for name, _, shapes in lacking]
+    lines += [f"{name} {list(shapes)} is only in the file" for name, _, shapes in surplus]
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     shown = "; ".join(lines[:SHOWN]) or "the same layers in another order"
-    return f"{shown}{more}. Likely cause: {_likely_cause(*names)}"
+    return f"{shown}{more}. Likely cause: {_likely_cause(in_file, in_model)}"
 
 
 def _weighted(layers: Layers) -> Layers:

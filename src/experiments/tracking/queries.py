@@ -79,7 +79,7 @@ def _fitting(runs: Iterable[RunFacts], text: str) -> list[RunFacts]:
     """Return the runs with this id or name; if there are none, those whose id or name it abbreviates."""
     runs, end = list(runs), f"-{text.removeprefix('-')}"
     return [run for run in runs if text in (run.run_id, run.name)] or [
-        run for run in runs if run.run_id.startswith(text) or run.name.endswith(end)
+        run for run in runs if text and (run.run_id.startswith(text) or run.name.endswith(end))
     ]
 
 
