@@ -69,7 +69,13 @@ def prepare(
 def rejection(run: Trained, accuracy: float, divisor: float) -> selective.Rejection:
     """Return the threshold of confidence at which the answered validation images have this accuracy, in (0, 1].
 
-    The temperature `divisor` scales the probabilities. ConfigError if no threshold has that accuracy.
+    Args:
+        run: the finished run.
+        accuracy: that of the answered images.
+        divisor: the temperature by which the probabilities are scaled.
+
+    Raises:
+        ConfigError: no threshold has that accuracy.
     """
     predictions = run.predictions("validation")
     confidence, correct = calibration.confidences_of(predictions)

@@ -111,7 +111,11 @@ def training_features(run: Trained, model: keras.Model, progress: Progress, data
 
 
 def features_of(run: Trained, model: keras.Model, split: str, progress: Progress, data: Path | None) -> np.ndarray:
-    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many."""
+    """Return the features [N, D] float32 of a split's images, evenly chosen if there are too many.
+
+    Raises:
+        ConfigError: an image is gone or has changed.
+    """
     most = min(MOST_IMAGES, max(int(MOST_BYTES / (2 * model.output_shape[-1])), 1))
     try:
         rows = run.images(split, most)

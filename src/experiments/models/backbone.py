@@ -165,9 +165,13 @@ def _rescalings(model: keras.Model) -> int:
 def _differences(
     config: Model, contents: Contents, model: keras.Model, build: Callable[[int | None], keras.Model]
 ) -> str | None:
-    """Return how the network of a file's weights differs from a model; None if it does not, as far as the file shows.
+    """Return how the network that a file's weights belong to differs from a model.
 
-    `build` builds the model for images of another size.
+    Args:
+        build: builds the model for images of another size.
+
+    Returns:
+        A phrase for an error message; None if there is no difference, as far as the file shows.
     """
     recorded = weights.recorded_architecture(contents)
     if recorded is None:
@@ -186,7 +190,11 @@ def _differences(
 
 
 def _with_download(name: str, constructor: Any, arguments: dict[str, Any]) -> keras.Model:
-    """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and checks them."""
+    """Build a keras.applications network; Keras takes ImageNet weights from its cache or downloads and verifies them.
+
+    Raises:
+        ConfigError: the weights cannot be downloaded; the message names the file that Keras expects in its cache.
+    """
     try:
         return construct("model", constructor, arguments)
     except ConfigError:

@@ -181,7 +181,10 @@ def predict_probabilities(model: keras.Model, inputs: np.ndarray | Rows, batch_s
 
 
 def load_weights(model: keras.Model, path: Path, key: str) -> None:
-    """Load a weights file, which the `key` of the configuration names, into a model.
+    """Load a weights file into a model.
+
+    Args:
+        key: the configuration key that named the file, for the error message.
 
     Raises:
         ConfigError: if the file does not exist, is no weights file, or belongs to another network.

@@ -88,7 +88,10 @@ def save(model: keras.Model, path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, key: str) -> Contents:
-    """Return the content of a weights file, which the `key` of the configuration names.
+    """Return the content of a weights file.
+
+    Args:
+        key: the configuration key that named the file, for the error message.
 
     Raises:
         ConfigError: if the file is missing, damaged, no weights file, or refers to other files.

@@ -31,10 +31,13 @@ def network_record(config: Model, model: keras.Model) -> dict[str, Any]:
 
 
 def head_record(config: Model, backbone: Backbone, head: keras.Model, model: keras.Model) -> dict[str, Any]:
-    """Return the record that is stored with a head's weights at the end of a run.
+    """Return the record that is stored with a head's weights.
 
-    It describes the head and its backbone, and holds the probabilities that both, joined in `model`, give for the
-    reference images.
+    It describes the head and its backbone, and holds the probabilities that both give for the reference images.
+
+    Args:
+        backbone: the backbone at the end of the run.
+        model: backbone and head joined.
     """
     return {
         "architecture": architecture(head),
@@ -45,9 +48,13 @@ def head_record(config: Model, backbone: Backbone, head: keras.Model, model: ker
 
 
 def backbone_differences(config: Model, record: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return a phrase for each difference between the backbone in a head's record and a run's backbone.
+    """Return the differences between the backbone that a head was trained on and a run's backbone.
 
-    It begins with the key.
+    Args:
+        record: the record of the head, see `head_record`.
+
+    Returns:
+        One phrase per difference, beginning with the key; an empty list if both are the same.
     """
     there, here = record["backbone"], network_record(config, backbone.model)
     found = setting_differences(

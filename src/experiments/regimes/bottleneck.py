@@ -93,7 +93,9 @@ def predict_splits(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the probabilities [N, classes] float32 of every evaluated split, by its name.
 
-    The `model` maps features at the split point, which the feature cache keeps, to logits.
+    Args:
+        network_split: its frozen part computes the features, which the feature cache keeps.
+        model: features at the split point -> logits.
     """
     return {
         images.split: predict_probabilities(model, cached_features(components, network_split, images, context.progress))

@@ -50,10 +50,14 @@ def check_accumulation(config: Config, images: int) -> None:
 
 
 def check_origins(origins: Mapping[str, Path], dataset: Dataset) -> set[str]:
-    """Return the SHA-256 of every image that other runs' weights were trained on, after a check of this run's data.
+    """Compare the images that other runs' weights were trained on with those that this run is evaluated on.
 
     Args:
         origins: for each key that names a run, the directory with that run's manifest.
+        dataset: the data set of this run.
+
+    Returns:
+        The SHA-256 of every image that those weights were trained on.
 
     Raises:
         DataError: another run's weights were trained on images that this run validates or tests with, by that run or

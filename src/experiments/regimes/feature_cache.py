@@ -213,7 +213,11 @@ class FeatureTable:
             self.filling = []
 
     def narrowed(self, rows: np.ndarray) -> np.ndarray:
-        """Convert rows to the dtype of the table; ConfigError if a value is too large for it."""
+        """Convert rows to the dtype of the table.
+
+        Raises:
+            ConfigError: a value is too large for it.
+        """
         if self.dtype == "float32":
             return rows
         largest, bound = float(np.abs(rows).max(initial=0)), float(np.finfo(self.dtype).max)
@@ -257,9 +261,11 @@ def compute(
     forward: Callable[..., Callable[..., list[np.ndarray]]],
     progress: Progress,
 ) -> None:
-    """Run the images of tables, the same of all, through the network and store the missing shards.
+    """Run the images of tables through the network and store the missing shards of its tables.
 
-    `forward` returns the compiled `inference_functions` of a tuple of frozen parts.
+    Args:
+        tables: tables of the same images.
+        forward: returns the compiled `inference_functions` of a tuple of frozen parts.
     """
     images = tables[0].images
     count = len(images)

@@ -75,7 +75,13 @@ def restore(components: RunComponents, dataset: Dataset, context: TrainingContex
 def load_trained(
     components: RunComponents, network_split: NetworkSplit, head: keras.Model, directory: RunDirectory, key: str
 ) -> None:
-    """Load the weights that a run or sweep job has saved; ConfigError about `key` if they are missing or do not fit."""
+    """Load the trained weights of a run into the backbone and a head; `key` of the configuration is for messages.
+
+    A sweep's job has saved only the weights that it has trained.
+
+    Raises:
+        ConfigError: the weights are missing or do not fit.
+    """
     weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
     for name, model in weights.items():
         path = directory.weights(name)
@@ -84,7 +90,10 @@ def load_trained(
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
-    """Return what the directory of a finished run records: `seconds` by metric, `warnings` and `first_candidate`.
+    """Return what a run directory records about its training.
+
+    Returns:
+        `seconds` (metric -> value), `warnings` and `first_candidate` (see `candidate_epochs`).
 
     Raises:
         ConfigError: the directory does not hold a finished run of this identity.

@@ -124,7 +124,11 @@ def class_weights(
 def loss_of_guessing(loss: keras.losses.Loss, labels: np.ndarray, weights: np.ndarray | None, count: int) -> float:
     """Return the training loss of a network that predicts the class frequencies for every image.
 
-    The labels are [N] int32, the weights of the classes, if there are any, [count] float32.
+    Args:
+        loss: a loss of `build_loss`.
+        labels: [N] int32.
+        weights: of the classes, [count] float32; None if there are none.
+        count: the number of classes.
     """
     given = None if weights is None else weights[labels]
     shares = np.maximum(np.bincount(labels, given, minlength=count) / len(labels), 1e-7)

@@ -22,7 +22,8 @@ def range_test(
 
     Args:
         inputs: the model, and at least as many batches as there are rates.
-        phase: how the model is trained; its own learning rates are not used.
+        phase: how the model is trained; its learning rates are not used.
+        rates: the learning rates, one per batch.
         state: the checkpoint that the phase goes on from; None if it begins.
 
     Returns:

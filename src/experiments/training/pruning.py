@@ -72,7 +72,12 @@ def address(url: str) -> str:
 
 
 def pruner(name: str, epochs: int) -> Any:
-    """Return the Optuna pruner `sweep.pruner`, which ends trials early; `epochs` are those of the longest trial."""
+    """Return the Optuna pruner that ends trials early.
+
+    Args:
+        name: the value of `sweep.pruner`.
+        epochs: the number of epochs of the longest trial.
+    """
     import optuna
 
     if name == "median":

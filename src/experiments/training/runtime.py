@@ -31,7 +31,11 @@ def _default_threads() -> int:
 
 
 def _apply_threads(count: int | None) -> None:
-    """Set the number of threads, for None the number of cores; ConfigError if TensorFlow has started with another."""
+    """Set the number of threads, for None the number of cores; TensorFlow accepts it before its first operation only.
+
+    Raises:
+        ConfigError: TensorFlow has started with another number.
+    """
     settings = tf.config.threading
     started = threads()
     try:

@@ -10,19 +10,27 @@ from collections.abc import Callable, Sequence
 
 
 def warmup_epochs(warmup: float, epochs: int) -> int:
-    """Return how many epochs `schedule.warmup` takes: so many or, below 1, a share of all `epochs`, rounded down."""
+    """Return how many epochs a warm-up takes.
+
+    Args:
+        warmup: the value of `schedule.warmup`: a number of epochs or, below 1, a share of them, rounded down.
+        epochs: the number of epochs of the whole phase.
+    """
     return int(warmup * epochs if warmup < 1 else warmup)
 
 
 def rate(
     schedule: Callable[..., float], epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, warmup: int
 ) -> float:
-    """Return the learning rate of an epoch, from 0, of so many `epochs`: a linear rise to `lr`, then the schedule.
+    """Return the learning rate of an epoch: a linear rise over `warmup` epochs, then the schedule.
 
     Args:
         schedule: one of this module's schedules, with its own arguments already bound.
+        epoch: from 0.
         monitored: the validation value of every epoch before this one, negated if higher is better.
-        warmup: the number of epochs of the rise.
+        lr: the optimizer's learning rate.
+        epochs: the number of epochs of the whole phase.
+        warmup: the number of epochs of the warm-up.
     """
     if epoch < warmup:
         return lr * (epoch + 1) / (warmup + 1)
