@@ -94,7 +94,7 @@ def test_a_target_that_the_objective_cannot_have_is_refused(
 ) -> None:
     given = config(f"objective={objective}", f"sweep.target={target}")
     with pytest.raises(ConfigError, match=f"sweep.target: must be {allowed}") if allowed else nullcontext():
-        sweeper.check_target(given)
+        sweeper.validate_target(given)
 
 
 def master(context: HydraContext, *overrides: str) -> DictConfig:

@@ -83,7 +83,7 @@ class Sweeper(HydraSweeper):
                 "sweep: its own settings cannot be swept over, nor come with a choice that is (such as a preset with "
                 "sweep.search). Type them, or run that choice in a command of its own"
             )
-        check_target(common)
+        validate_target(common)
         overrides = self.master.hydra.overrides.task if self.typed is None else self.typed
         apart = [line for line in self.typed or () if line not in sys.argv]  # Hydra has not received them
         command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:], *apart])
@@ -135,11 +135,11 @@ class Sweeper(HydraSweeper):
                 if setup.config.sweep.rungs is None:
                     session.run(jobs)
                 else:
-                    climb(session, jobs)
+                    run_rungs(session, jobs)
                 session.conclude(jobs)
 
 
-def climb(session: Session, jobs: Sequence[Job]) -> None:
+def run_rungs(session: Session, jobs: Sequence[Job]) -> None:
     """Run a ladder sweep's jobs rung by rung until every ladder has ended."""
     from experiments.sweeps import ladder
 
@@ -159,7 +159,7 @@ def climb(session: Session, jobs: Sequence[Job]) -> None:
         sweep_directory.resolve_repeated(session.folder, jobs)
 
 
-def check_target(config: Config) -> None:
+def validate_target(config: Config) -> None:
     """Raise ConfigError for a target that no value of the objective can miss, or none can reach."""
     target, objective = config.sweep.target, config.objective
     low, high = LOWEST.get(objective, 0.0), math.inf if objective in LOWER_IS_BETTER else 1.0

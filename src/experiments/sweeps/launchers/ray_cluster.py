@@ -16,8 +16,8 @@ from typing import Any
 
 from experiments.errors import ConfigError
 from experiments.sweeps.launchers.processes import GRACE
-from experiments.sweeps.launchers.remote_job import need_package, to_dict, work
-from experiments.sweeps.launchers.scheduler import JobLauncher
+from experiments.sweeps.launchers.remote_job import work
+from experiments.sweeps.launchers.scheduler import JobLauncher, need_package, to_dict
 from experiments.sweeps.plan import PlannedRun
 from experiments.system import signals
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import platform
@@ -16,9 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from experiments.errors import ConfigError
 from experiments.sweeps.launchers.processes import LOG, end_this_process, invoke, job_failure
 from experiments.sweeps.launchers.scheduler import timeout_reason
 from experiments.sweeps.plan import PlannedRun
@@ -107,17 +103,3 @@ def into(log: Path) -> Iterator[None]:
             for number, old in zip((1, 2), before, strict=True):
                 os.dup2(old, number)
                 os.close(old)
-
-
-def need_package(package: str, launcher: str) -> None:
-    """Raise ConfigError if a launcher's package is not installed; the package is not imported."""
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
-            f"Install it: pip install 'image-experiments[{launcher}]'"
-        )
-
-
-def to_dict(options: Mapping[str, Any]) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(options, resolve=True) if isinstance(options, DictConfig) else options
-    return dict(plain)

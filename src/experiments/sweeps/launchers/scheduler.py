@@ -5,6 +5,7 @@ Launchers only start, watch and stop jobs, on this machine or on a cluster.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from abc import abstractmethod
@@ -15,7 +16,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
 from experiments.sweeps.plan import PlannedRun
@@ -73,6 +74,20 @@ class JobLauncher(Launcher):
     def is_queued(self, handle: Any) -> bool:
         """Return whether a job waits for a machine, so that stopping it loses nothing."""
         return False
+
+
+def need_package(package: str, launcher: str) -> None:
+    """Raise ConfigError if a launcher's package is not installed; the package is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"hydra/launcher={launcher} needs the package {package}, which is not installed. "
+            f"Install it: pip install 'image-experiments[{launcher}]'"
+        )
+
+
+def to_dict(options: Mapping[str, Any]) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(options, resolve=True) if isinstance(options, DictConfig) else options
+    return dict(plain)
 
 
 def run_jobs(

@@ -21,8 +21,8 @@ from experiments.config import credentials
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers.processes import GRACE, LOG, last_lines
-from experiments.sweeps.launchers.remote_job import need_package, to_dict, work
-from experiments.sweeps.launchers.scheduler import JobLauncher
+from experiments.sweeps.launchers.remote_job import work
+from experiments.sweeps.launchers.scheduler import JobLauncher, need_package, to_dict
 from experiments.sweeps.launchers.slurm_queue import ENDED, GONE, State, cancel, outside_job, query
 from experiments.sweeps.plan import PlannedRun
 from experiments.training.types import Status
