@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -92,22 +92,24 @@ def test_a_tracked_run_gives_the_model_it_logged(place: Place) -> None:
     assert run.folder == place.folder("whole") and run.plain["regime"]["name"] == "bottleneck"
 
 
-def test_a_folder_gives_the_model_of_a_sweep_s_job(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, loading = saved_run.find(str(place.folder("job"))), list[str]()
+def test_a_folder_gives_the_model_of_a_sweep_s_job(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, join = saved_run.find(str(place.folder("job"))), saved_run.join
 
-    @contextlib.contextmanager
-    def quiet_start() -> Iterator[None]:
-        yield loading.append("quiet")
+    def loud(trained: saved_run.Trained) -> keras.Model:
+        os.write(2, b"TensorFlow's first lines")
+        return join(trained)
 
-    monkeypatch.setattr(saved_run, "quiet_start", quiet_start)
+    monkeypatch.setattr(saved_run, "join", loud)
     check(place, "job", run)
-    assert loading == ["quiet"], "TensorFlow's first lines are not printed, whoever loads the model"
+    assert "first lines" not in capfd.readouterr().err, "they are not printed, whoever loads the model"
     assert run.uri is None and run.config.regime.name == "finetune" and run.config.data.image_size == 48
 
 
 def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that has the store, but not the runs' folders."""
-    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: None)
+    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: {})
     (facts,) = queries.find_runs(place.uri, ["job"])
     run = saved_run.find(facts.run_id[:12], place.uri)
     assert run.folder is None and run.name == "job"
@@ -159,7 +161,7 @@ def test_a_threshold_that_validation_has_chosen_is_recorded_and_used(
     assert logged.metrics["test.recall_by_class/stripes"] == pytest.approx(float(stripes["recall"]))
     metadata = Model.load(str(queries.logged_model(place.uri, run.run_id))).metadata or {}
     assert (metadata["positive"], metadata["threshold"]) == ("blobs", threshold)
-    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: None)
+    monkeypatch.setattr("experiments.runs.run_directory.RunDirectory.facts", lambda directory: {})
     assert saved_run.find(run.run_id, place.uri).decision == run.decision, "without the folder"
 
 

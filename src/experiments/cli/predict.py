@@ -9,13 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from experiments.cli.arguments import accuracy, add_run, exit_on_error, positive, share
 from experiments.deploy.prediction_writers import WRITERS, Confidence
-
-if TYPE_CHECKING:
-    import keras
 
 SOME_FAILED = 3
 
@@ -74,7 +71,7 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
     from experiments.deploy import saved_run
     from experiments.deploy.predict import list_files, predictions
     from experiments.system.progress import PlainConsole, Terminal
-    from experiments.system.startup import output_failure, quiet_start
+    from experiments.system.startup import output_failure
 
     files, others = list_files(arguments.paths)
     if others:
@@ -84,16 +81,11 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
     run = saved_run.find(arguments.run, arguments.uri)
     output = arguments.output
     confidence = Confidence(arguments.reject, arguments.calibrated, arguments.unlike, arguments.data)
-
-    def load() -> keras.Model:
-        with quiet_start():
-            return run.model()
-
     # No progress bar if the predictions themselves are printed on the terminal.
     console = PlainConsole(stderr=True, force_terminal=False if output is None and sys.stdout.isatty() else None)
     done = failed = 0
     with opened(output, form) as file:
-        model, distances, answers, sentences = prepare(run, confidence, load, Terminal(console))
+        model, distances, answers, sentences = prepare(run, confidence, run.model, Terminal(console))
         for sentence in sentences:
             print(sentence, file=sys.stderr)
         write, began = WRITERS[form](file, answers), time.perf_counter()

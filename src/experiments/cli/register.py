@@ -21,7 +21,6 @@ def main() -> None:
     arguments = parser.parse_args()
     from experiments.deploy import saved_run
     from experiments.system.redaction import redact_credentials
-    from experiments.system.startup import quiet_start
     from experiments.tracking import connection, model_logging, queries
 
     run = saved_run.find(arguments.run, arguments.uri)
@@ -29,8 +28,7 @@ def main() -> None:
     if run.run_id is None:
         raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
     if queries.logged_model(uri, run.run_id) is None:
-        with quiet_start():
-            model = run.model()
+        model = run.model()
         with connection.client(uri, f"run {run.run_id}: its model cannot be logged"):
             model_logging.log_model(run.run_id, model, run.classes)
     version = model_logging.register(uri, run.run_id, name, alias)

@@ -141,14 +141,14 @@ class Trained:
         except ConfigError as error:
             raise ConfigError(f"{error}. --data FOLDER names the folder where the images are now") from None
 
+    @quiet_start()
     def model(self) -> keras.Model:
         """Return the trained model: pixels [B, H, W, 3] in [0, 255] -> probabilities [B, classes].
 
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        with quiet_start():
-            import keras
+        import keras
 
         # A network of the user's own package is not rebuilt, as packages that a recorded configuration names are not
         # trusted.
