@@ -138,16 +138,16 @@ def _with_weights(
     for graph in reversed(graphs) if published or in_file > 1 else graphs:
         model = build(image_size, graph, download=False)
         wrong = _differences(config, contents, model, functools.partial(build, weights=graph, download=False))
-        built.append((model, wrong))
         if not wrong and (_rescalings(model) == in_file or (published and graph)):
-            break
-    else:
-        model, wrong = built[0]
-        if not wrong and len({_rescalings(graph_model) for graph_model, _ in built}) > 1:
-            wrong = (
-                f"keras.applications builds {model.name} in one way for ImageNet weights and in another without, and "
-                "the file does not show which it is. Give the backbone saved whole (*.keras), or a run"
-            )
+            weights.load(model, contents, key)
+            return model
+        built.append((model, wrong))
+    model, wrong = built[0]
+    if not wrong and len({_rescalings(other) for other, _ in built}) > 1:
+        wrong = (
+            f"keras.applications builds {model.name} in one way for ImageNet weights and in another without, and "
+            "the file does not show which it is. Give the backbone saved whole (*.keras), or a run"
+        )
     if wrong:
         reason = weights.mismatch(contents, model)
         raise ConfigError(

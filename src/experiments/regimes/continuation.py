@@ -21,7 +21,7 @@ from experiments.regimes.trained_weights import load_trained
 from experiments.runs.run_directory import RunDirectory
 from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, Checkpoints, State
 from experiments.training.fit import build_optimizer
-from experiments.training.types import RunComponents
+from experiments.training.types import RunComponents, monitored
 
 _log = logging.getLogger(__name__)
 # The keys that the counters and weights of the best epoch depend on; if one is changed, they begin anew.
@@ -64,15 +64,14 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
     head = components.head(len(dataset.classes))
     model = stack(network_split.trainable_part, head, training=False)
     history = tuple(record for record in source.epochs() if record.phase == phase)
-    kept = Checkpoints(Path(facts["state"])).latest(phase) if facts["state"] else None
-    if kept is None and facts["state"]:
+    if facts["state"] is None:
+        state = State([], history=history)
+        _log.warning("continue: no state of training is kept in %s (%s)", folder, NOT_KEPT)
+    elif (kept := Checkpoints(Path(facts["state"])).latest(phase)) is None:
         raise ConfigError(
             f"continue: the state that {folder} has kept is gone or damaged: {facts['state']}. Restore that folder; "
             "or remove it, and begin a new run: that takes the saved weights, with a fresh optimizer"
         )
-    if kept is None:
-        state = State([], [], {}, False, history)
-        _log.warning("continue: no state of training is kept in %s (%s)", folder, NOT_KEPT)
     else:
         state = continued_state(kept, components, dataset, model, source)
     if len(state.variables) <= len(model.variables):  # The last weights may be others: averaged, or of the best epoch.
@@ -80,8 +79,7 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
         state = replace(state, variables=[np.asarray(variable) for variable in model.variables])
         _log.warning("continue: the optimizer starts anew, from the weights that %s has saved", folder)
     checkpoints.save(phase, state)
-    sign = 1 if config.monitor == "validation_loss" else -1
-    rate = components.phase.rate(len(history), [sign * record.metrics[config.monitor] for record in history])
+    rate = components.phase.rate(len(history), monitored(history, config.monitor))
     _log.info("Continues %s after epoch %d of %d; learning rate %g", folder, len(history), config.epochs, rate)
     return state
 
@@ -142,7 +140,7 @@ def continued_state(
             "continue: the best epoch and the patience begin anew, as what the scores depend on has changed: %s",
             ", ".join(other),
         )
-        return State([*variables, *moments], [], {}, False, state.history)
+        return State([*variables, *moments], history=state.history)
     patience = {"wait": 0, "stopped_epoch": 0} if state.stopped and state.stopping else {}
     return State([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)
 

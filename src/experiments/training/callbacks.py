@@ -15,7 +15,7 @@ import tensorflow as tf
 from experiments.errors import ConfigError
 from experiments.system.private_api import accumulated_gradients, batch_counter
 from experiments.training.checkpoints import State
-from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
+from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase, monitored
 
 KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
 _log = logging.getLogger(__name__)
@@ -63,12 +63,13 @@ class LearningRateScheduler(keras.callbacks.Callback):
     No other code sets the learning rate of a phase, except `lr_finder.LRFinder`.
     """
 
-    def __init__(self, rate: Callable[[int, list[float]], float], logger: EpochLogger) -> None:
+    def __init__(self, logger: EpochLogger) -> None:
         super().__init__()
-        self.rate, self.logger = rate, logger
+        self.logger = logger
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.logger.learning_rate = self.rate(epoch, self.logger.monitored)
+        phase = self.logger.phase
+        self.logger.learning_rate = phase.rate(epoch, monitored(self.logger.history, phase.monitor))
         self.model.optimizer.learning_rate = self.logger.learning_rate
 
 
@@ -169,12 +170,6 @@ class EpochLogger(keras.callbacks.Callback):
         self.learning_rate = 0.0  # of the current epoch; set by LearningRateScheduler
         self.began = self.trained = 0.0
 
-    @property
-    def monitored(self) -> list[float]:
-        """The monitored value of every epoch so far, negated if higher is better."""
-        sign = 1 if self.phase.monitor == "validation_loss" else -1
-        return [sign * record.metrics[self.phase.monitor] for record in self.history]
-
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.timer:
             self.timer.seconds.assign(0.0)
@@ -241,11 +236,9 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
 
-    def __init__(
-        self, phase: str, logger: EpochLogger, stopping: EarlyStopping | None, context: TrainingContext
-    ) -> None:
+    def __init__(self, logger: EpochLogger, stopping: EarlyStopping | None, context: TrainingContext) -> None:
         super().__init__()
-        self.phase, self.logger, self.stopping, self.context = phase, logger, stopping, context
+        self.phase, self.logger, self.stopping, self.context = logger.inputs.name, logger, stopping, context
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restore the latest checkpoint and log its epochs again; logging is idempotent."""

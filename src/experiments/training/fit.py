@@ -67,7 +67,7 @@ def fit(inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext) -> 
                 steps_per_epoch=batches.steps,
                 validation_data=inputs.validation.map(lambda rows, labels: (rows, targets(labels, inputs.count))),
                 shuffle=False,  # The batches are already shuffled.
-                callbacks=build_callbacks(inputs, phase, context, logger),
+                callbacks=build_callbacks(logger, context),
                 verbose=0,
             )
         context.fit_seconds += time.perf_counter() - began
@@ -137,20 +137,18 @@ def _compiles_parts(phase: TrainingPhase) -> bool:
     return phase.xla is None and not tf.distribute.has_strategy() and only_cpus()
 
 
-def build_callbacks(
-    inputs: PhaseInputs, phase: TrainingPhase, context: TrainingContext, logger: EpochLogger
-) -> list[keras.callbacks.Callback]:
+def build_callbacks(logger: EpochLogger, context: TrainingContext) -> list[keras.callbacks.Callback]:
     """Return the callbacks of `fit` in the order in which Keras calls them."""
-    optimizer = inner_optimizer(inputs.model)
+    phase, optimizer = logger.phase, inner_optimizer(logger.inputs.model)
     averages = keras.callbacks.SwapEMAWeights() if getattr(optimizer, "use_ema", False) else None
     stopping = EarlyStopping(phase, averages) if phase.early_stopping or phase.best_weights else None
     found = [
         EpochSeeds(phase.seed),
-        LearningRateScheduler(phase.rate, logger),
+        LearningRateScheduler(logger),
         averages,
         LeftoverGradients() if getattr(optimizer, "gradient_accumulation_steps", None) else None,
         logger,
         stopping,
-        CheckpointCallback(inputs.name, logger, stopping, context),
+        CheckpointCallback(logger, stopping, context),
     ]
     return [callback for callback in found if callback is not None]

@@ -76,6 +76,12 @@ def last_phase(history: Sequence[EpochRecord]) -> list[EpochRecord]:
     return [record for record in history if record.phase == history[-1].phase]
 
 
+def monitored(history: Sequence[EpochRecord], curve: str) -> list[float]:
+    """Return the values of validation_loss or validation_accuracy, negated where higher is better."""
+    sign = 1 if curve == "validation_loss" else -1
+    return [sign * record.metrics[curve] for record in history]
+
+
 class Progress(Protocol):
     """Display of a run's progress."""
 
