@@ -5,6 +5,8 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
+from experiments.system import signals
+
 if TYPE_CHECKING:  # for type checkers and editors, which cannot follow __getattr__
     from experiments.api.comparison import Comparison as Comparison
     from experiments.api.comparison import compare as compare
@@ -64,7 +66,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    with signals.loading():
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -87,7 +87,8 @@ def start(config: Config, planned: str | None = None) -> float:
         from experiments.tracking import connection
 
         connection.check(config.tracking.uri)
-        from experiments.run import run  # imports TensorFlow, hence only after validation
+        with signals.loading():
+            from experiments.run import run  # imports TensorFlow, hence only after validation
     directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     begun = directory.facts() if config.resume == AUTO else {}
     if begun.get("identity"):

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from PIL import Image
 
 import experiments as ex
-from experiments.api.process import unchanged_libraries
+from experiments.api.process import executing, unchanged_libraries
 from experiments.cli import predict
 from experiments.runs.curves import Curves
 from experiments.system import hardware, signals
@@ -235,6 +236,40 @@ def test_an_interrupted_run_is_continued_to_the_same_bits(
     assert continued.id is None and "Comparison(2 runs" in repr(ex.compare(page["other"], continued)), (
         "one is not in MLflow"
     )
+
+
+def test_a_call_during_that_of_another_thread_is_an_error_and_an_error_has_no_frames_of_hydra() -> None:
+    found: list[BaseException] = []
+
+    def composed() -> None:
+        try:
+            ex.compose()
+        except ex.ConfigError as error:
+            found.append(error)
+
+    with pytest.raises(ex.DataError, match="an image") as raised, executing([]):
+        threads = [threading.Thread(target=composed) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        hydra_like(ex.DataError("an image"))
+    assert len(found) == 2 and all("one call at a time" in str(error) for error in found)
+    assert "hydra_like" not in [entry.name for entry in raised.traceback]
+    assert ex.compose(epochs=2).epochs == 2
+
+
+def hydra_like(error: Exception) -> None:
+    raise error
+
+
+def test_an_interrupted_import_is_finished_before_the_interrupt() -> None:
+    """NumPy, say, cannot be imported again in a process in which its import was interrupted."""
+    handler = signal.getsignal(signal.SIGINT)
+    done = []
+    with pytest.raises(KeyboardInterrupt), signals.interruptible(), signals.loading():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("loaded")
+    assert done == ["loaded"] and signal.getsignal(signal.SIGINT) == handler
 
 
 def test_the_precision_of_a_run_is_not_that_of_the_process() -> None:

@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from experiments.cli.compare import in_mlflow, main, show
+from experiments.cli.compare import in_mlflow, main, show, show_confusions
 from experiments.comparison import comparison as comparison_module
 from experiments.comparison import text as comparison_text
 from experiments.comparison.class_differences import compare_classes
@@ -524,6 +524,16 @@ def test_a_comparison_is_logged_once_and_is_no_run_to_compare(uri: str, tmp_path
     (tmp_path / "read").mkdir()
     assert Path(client.download_artifacts(run_id, "comparison.html", str(tmp_path / "read"))).read_text() == "second"
     assert run_id not in {run.run_id for run in search_runs(uri)}
+
+
+def test_long_names_of_confused_classes_are_whole_at_80_columns() -> None:
+    cells = ["4 (20.0%)", "5.33 (26.7%) +6.7", "3 (15.0%) -5.0", "1.67 (8.3%) -11.7"]
+    for name, has_differences in (("Iris → Tulip", True), ("n02091032_Italian_greyhound → n02091134_whippet", False)):
+        console = Console(width=80, record=True, file=io.StringIO())
+        show_confusions(console, [["true → predicted", "1", "2", "3", "4"], [name, *cells]])
+        text = console.export_text()
+        assert ("+6.7" in text and "in points" in text) is has_differences
+        assert all(word in text for word in name.split()) and "5.33 (26.7%)" in text
 
 
 def test_the_csv_has_every_row(uri: str) -> None:

@@ -87,9 +87,10 @@ def test_an_unread_key_like_no_other_gets_no_hint(config: Read) -> None:
     ("augmentation.layers=[3]", "augmentation.layers.0", "a valid dictionary", "3"),
     ("augmentation.rotation=abc", "augmentation.rotation", "a valid number", "'abc'"),
     ("data.species=cats", "data.species", "a valid list", "'cats'"),
-    ("data.per_class=3", "data.per_class", "a valid dictionary", "3"),
+    ("data.per_class=3", "data.per_class", "given by its keys: data.per_class.train, data.per_class.validation, "
+     "data.per_class.test", "3"),
     ("data.per_class.train=abc", "data.per_class.train", "a valid integer", "'abc'"),
-    ("evaluate=3", "evaluate", "a valid dictionary", "3"),
+    ("evaluate=3", "evaluate", "given by its keys: evaluate.test", "3"),
     ("best_weights=1", "best_weights", "a valid boolean", "1"),
     ("early_stopping=1.5", "early_stopping", "a valid integer", "1.5"),
     ("label_smoothing=abc", "label_smoothing", "a valid number", "'abc'"),

@@ -43,6 +43,17 @@ def test_typed_keys_that_the_regime_does_not_read_are_named(config: Read, caplog
         assert named(config, caplog, f"regime={regime}", *ignored, *used) == ignored
 
 
+def test_a_rate_of_fine_tuning_that_no_optimizer_refers_to_is_named(
+    config: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    rate = "model.finetune_lr=2e-5"
+    assert named(config, caplog, "regime=finetune", "optimizer=sgd", rate) == [rate]
+    assert caplog.messages[0].startswith("optimizer=sgd does not read: ")
+    assert named(config, caplog, "regime=finetune", "optimizer.lr=1e-3", rate) == [rate]
+    assert named(config, caplog, "regime=finetune", rate) == []
+    assert named(config, caplog, rate, regimes=["bottleneck", "finetune"]) == []
+
+
 def test_a_sweep_reads_what_one_of_its_jobs_reads(config: Read, caplog: pytest.LogCaptureFixture) -> None:
     assert named(config, caplog, "regime.unfrozen_blocks=2", regimes=["scratch", "finetune"]) == []
     assert named(config, caplog, "model.weights=pretrained", regimes=["scratch", "bottleneck"]) == []

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,9 +87,21 @@ def check(place: Place, name: str, run: saved_run.Trained) -> None:
     assert run.metrics["validation.accuracy"] == np.mean(shares.argmax(axis=1) == np.repeat([0, 1], 6))
 
 
-def test_a_tracked_run_gives_the_model_it_logged(place: Place) -> None:
+def test_a_tracked_run_gives_the_model_of_its_folder_and_without_weights_there_the_one_it_logged(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = saved_run.find("whole", place.uri)
+    fetch, fetched = queries.logged_model, list[Path | None]()
+
+    def logged_model(uri: str, run_id: str) -> Path | None:
+        fetched.append(fetch(uri, run_id))
+        return fetched[-1]
+
+    monkeypatch.setattr(queries, "logged_model", logged_model)
     check(place, "whole", run)
+    assert not fetched, "what is on this machine is not downloaded"
+    check(place, "whole", replace(run, folder=tmp_path))
+    assert len(fetched) == 1
     assert run.folder == place.folder("whole") and run.plain["regime"]["name"] == "bottleneck"
 
 
@@ -114,6 +127,14 @@ def test_a_store_gives_the_model_without_the_folder(place: Place, monkeypatch: p
     run = saved_run.find(facts.run_id[:12], place.uri)
     assert run.folder is None and run.name == "job"
     check(place, "job", run)
+
+
+def test_what_is_downloaded_from_a_server_goes_with_the_process(tmp_path: Path) -> None:
+    """MLflow would leave each download in the folder of temporary files."""
+    program = "from experiments.tracking.queries import _place_for; print(_place_for('mlflow-artifacts:/1'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(tempfile.gettempdir()) and not Path(done.stdout.strip()).exists()
+    assert queries._place_for(str(tmp_path)) is queries._place_for(tmp_path.as_uri()) is None
 
 
 def test_the_directory_of_fetched_results_gives_the_run(

@@ -46,6 +46,8 @@ def test_titles_show_shares_where_labels_are_mixed(config: Read, here: tuple[str
         assert figure.get_suptitle() == f"augmentation={name}: originals, and what epochs 1 to 3 show"
         return [panel.get_title() for panel in figure.axes]
 
+    unread = config(*here, "regime=bottleneck", "augmentation=light")
+    assert augmentation.draw(unread, augmentation.sample(unread, 2), 1).get_suptitle().endswith("epoch 1 would show")
     plain = titles("strong")
     assert plain[::4] == ["blobs", "stripes"] * 2 and set(plain) == {"blobs", "stripes", ""}
     mixed = titles("cutmix")

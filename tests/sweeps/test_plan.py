@@ -122,6 +122,20 @@ def test_every_faulty_job_is_named_in_one_error(context: HydraContext) -> None:
     assert "1.5" in str(error.value) and "epochs: must be" in str(error.value)
 
 
+@pytest.mark.parametrize("given, errors", [
+    (["batch_size=0", "model.head.dropout=0.5,1.5", "seed=0,1"], {"batch_size": "0", "model.head.dropout": "1.5"}),
+    (["epochs=3,1", "schedule.warmup=2", "seed=0,1"], {"schedule.warmup": "2 (with epochs=1)"}),
+])  # fmt: skip
+def test_an_error_of_several_jobs_is_one_line_with_the_values_that_they_have_in_common(
+    context: HydraContext, given: list[str], errors: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan.compose(plan.grid(plan.parse(given, context)), context, master(context))
+    title, *lines = str(error.value).splitlines()
+    assert title == "The configuration cannot be used:" and len(lines) == len(errors)
+    assert {line.strip().partition(":")[0]: line.rpartition("Received: ")[2] for line in lines} == errors
+
+
 def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> None:
     def name(*overrides: str, data: str = "a") -> str:
         unfolded = plan.grid(plan.parse(overrides, context))

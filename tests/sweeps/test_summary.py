@@ -18,6 +18,7 @@ from experiments.cli import summarize
 from experiments.errors import ConfigError
 from experiments.evaluation.statistics import Interval, score_interval
 from experiments.sweeps import plots, summary, summary_files
+from experiments.sweeps.launchers import processes
 from experiments.sweeps.session import Session
 from experiments.tracking import summary_runs
 
@@ -81,6 +82,24 @@ def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(
     assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in found["sentences"][0]
     assert (folder / "figures" / "parameters.png").stat().st_size > 1000
     assert (folder / "summary.md").read_text().count("\n| ") == 4
+
+
+def test_jobs_that_fail_alike_are_explained_once(folder: Path) -> None:
+    add(folder, 0, {"x": "a"}, None, reason="exit code 1\nin line 3\nValueError: no such layer")
+    add(folder, 1, {"x": "b"}, None, reason="exit code 1\nin line 4\nValueError: no such layer")
+    add(folder, 2, {"x": "c"}, None, reason="exit code 1\nin line 3\nValueError: another one")
+    assert summary_files.write_summary(folder)["failures"] == [
+        "job 0 (x=a): exit code 1\nin line 3\nValueError: no such layer",
+        "job 1 (x=b): exit code 1, as job 0",
+        "job 2 (x=c): exit code 1\nin line 3\nValueError: another one",
+    ]
+
+
+def test_a_failed_job_s_reason_begins_where_hydra_announces_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("epoch 1\nError executing job with overrides: ['seed=0']\n\nmust_reach: no\nhint\n")
+    assert processes.last_lines(tmp_path / "log") == ["must_reach: no", "hint"]
+    (tmp_path / "log").write_text("".join(f"epoch {at}\n" for at in range(9)))
+    assert processes.last_lines(tmp_path / "log") == [f"epoch {at}" for at in range(3, 9)]
 
 
 @pytest.mark.parametrize("objective, target, met", [("accuracy", 0.6, True), ("accuracy", 0.9, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -667,6 +668,35 @@ def test_what_waits_is_of_its_own_run_and_how_that_ended_is_forgotten_where_it_g
     assert client.get_run(second).info.status == "RUNNING" and messages(folder) == []
     again.end("FINISHED", None)
     assert client.get_run(second).info.status == "FINISHED" and "failure" not in client.get_run(second).data.tags
+
+
+def test_what_a_run_logs_after_it_was_continued_without_tracking_is_synced(
+    store: Store, away: tuple[Any, str, Path], config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, folder = away
+    client.update_run(run_id, "KILLED")
+    with monkeypatch.context() as patch:
+        patch.setattr(upload, "upload", no_store)  # tracking=none uses no store
+        with mlflow_run.track(config("tracking=none"), folder, run_id) as tracker:
+            assert tracker.run_id == run_id
+            tracker.results({"validation.accuracy": 0.5}, {"warnings": "one"}, 1000)
+    assert messages(folder) == ["metrics", "tags", "end"] and client.get_run(run_id).info.status == "KILLED"
+    (folder / "run.json").write_text(
+        json.dumps({"command": {}, "run_id": run_id, "store": store.uri, "status": "FINISHED"})
+    )
+    assert sync.sync(folder, None, whole=True) == f"all is in {store.uri}" and messages(folder) == []
+    found = client.get_run(run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"validation.accuracy": 0.5})
+    assert found.data.tags["warnings"] == "one"
+
+
+def test_retries_of_requests_to_a_server_that_is_away_are_not_logged(tmp_path: Path) -> None:
+    logger = logging.getLogger("urllib3.connectionpool")
+    before = logger.level
+    with connection.unchanged():
+        connection.use(f"sqlite:///{tmp_path}/mlflow.db")
+        assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+    assert logger.level == before
 
 
 def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:

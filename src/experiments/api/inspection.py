@@ -23,6 +23,7 @@ from experiments.errors import ConfigError
 from experiments.inspection.parts import OF_RUNS, OPTIONS
 from experiments.runs import candidate_runs
 from experiments.sweeps import sweep_directory
+from experiments.system import signals
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.startup import quiet_start
 
@@ -135,7 +136,7 @@ def inspect_part(
         )
     if part == "model":
         options = {**options, "classes": options["classes"] or (len(run.classes) if run else 2)}
-    with quiet_start():
+    with quiet_start(), signals.loading():
         module = importlib.import_module(f"experiments.inspection.{part}")
     return module.inspect(run if part in OF_RUNS else config, **options), run
 
@@ -158,7 +159,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
     else:
         found = candidate_runs.of_candidate(sweep, summary.winner_values(sweep))
     runs = [saved_run.of_folder(other.directory.folder) for other in found] if run is None or found else [run]
-    with quiet_start():
+    with quiet_start(), signals.loading():
         from experiments.inspection import labels
     progress = Terminal(PlainConsole(stderr=True))
     return labels.inspect(runs, sweep=sweep, count=count, data=data, progress=progress), None if sweep else run

@@ -3,16 +3,18 @@
 Restored are the command line, the directory, standard streams, signal handlers, logging, the precision of Keras,
 MLflow's store and the garbage collector. What stays: the random states of Python, NumPy and Keras, which every run
 sets; the variables EXPERIMENTS_CREDENTIALS and TF_CPP_MIN_LOG_LEVEL; the limit of open files; TensorFlow's threads and
-determinism. Calls from several threads at once are not supported, because all of this belongs to the process.
+determinism. Because all of this belongs to the process, a call during that of another thread is an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,17 +25,25 @@ from experiments.system.private_api import open_log_handlers, without_hydra
 from experiments.tracking import connection
 from experiments.train import RAISES, error_text
 
+_free = threading.Lock()  # held while a command is executed
+
 
 @contextmanager
 def executing(command: Sequence[str]) -> Iterator[None]:
     """Execute a command of `train` in the block; logs and tags record its arguments.
 
     Raises:
-        ConfigError: as on the command line; also in place of Hydra's errors and of messages with which a process ends.
+        ConfigError: as on the command line; also in place of Hydra's errors and of messages with which a process ends;
+            or another thread executes a command.
         KeyboardInterrupt: Ctrl-C, or a notebook's stop button; its message says how to go on.
     """
-    paths.begin_run()
+    if not _free.acquire(blocking=False):
+        raise ConfigError(
+            "ex.train, sweep, compose and inspect: one call at a time in a process, and another thread is in one. Call "
+            "it when that has ended, or in a process of its own"
+        )
     try:
+        paths.begin_run()
         with (
             signals.interruptible(),
             redaction.redacting(),
@@ -49,13 +59,16 @@ def executing(command: Sequence[str]) -> Iterator[None]:
         if not isinstance(stop.code, str):
             raise
         raise ConfigError(stop.code) from None
-    except (ConfigError, DataError) as error:  # its message is enough: the frames of this package are left out
-        raise error.with_traceback(None) from None
+    except (ConfigError, DataError) as error:
+        # Its message is enough. A copy, because `contextmanager` would restore the frames of Hydra in the error itself.
+        raise copy.copy(error) from None
     except Exception as error:
         text = error_text(error, command)
         if text is None:
             raise
         raise ConfigError(text) from None
+    finally:
+        _free.release()
 
 
 @contextmanager

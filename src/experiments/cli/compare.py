@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +156,21 @@ def show_classes(console: Console, comparison: Comparison, found: ClassCompariso
     table(console, comparison_classes.brief_class_table(found), title)
     pairs = comparison_classes.confusion_table(found, comparison_classes.BRIEF_PAIRS)
     if len(pairs) > 1:
-        table(console, pairs, "confused images (share of the class), difference of the shares in points")
+        show_confusions(console, pairs)
+
+
+def show_confusions(console: Console, pairs: list[list[str]]) -> None:
+    """Print which classes are confused; beside long names there is no room for the differences, which the page has."""
+    from experiments.system.progress import fits
+
+    title, whole = "confused images (share of the class)", made(pairs)
+    for column, cells in zip(whole.columns, zip(*pairs, strict=True), strict=True):
+        column.min_width = max(map(len, cells if column.no_wrap else " ".join(cells).split()))
+    if fits(console, whole, wrapped=True):
+        title += ", difference of the shares in points"
+    else:
+        pairs = [[name, *(re.sub(r"\).*", ")", cell) for cell in cells)] for name, *cells in pairs]
+    table(console, pairs, title)
 
 
 def shortened(lines: Sequence[Sequence[str]]) -> list[list[str]]:

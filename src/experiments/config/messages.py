@@ -15,10 +15,18 @@ from experiments.config.choices import shipped
 from experiments.config.overrides import as_typed
 from experiments.config.schema import GROUPS, Config
 
+_TITLE = "The configuration cannot be used:"
+
 
 def format_errors(lines: list[str]) -> str:
     """Return one error message with all the lines."""
-    return "\n".join(["The configuration cannot be used:", *(f"  {line}" for line in lines)])
+    return "\n".join([_TITLE, *(f"  {line}" for line in lines)])
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a message of `format_errors`; of any other message the whole text as one."""
+    lines = text.removeprefix(f"{_TITLE}\n  ")
+    return [text] if lines == text else lines.split("\n  ")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
@@ -98,6 +106,9 @@ def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -
         return f"{key}: no value, and the run needs one. Give one: +{key}=..."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     message = message.partition(" or instance of ")[0]
+    if error["type"] == "model_type":
+        names = next(kind.model_fields for kind in _types_at(error["loc"], root) if hasattr(kind, "model_fields"))
+        message = f"given by its keys: {', '.join(f'{key}.{name}' for name in names)}"
     if error["type"] == "string_pattern_mismatch":
         message = f"of the form {error['ctx']['pattern']}"
     if key == "class_weights":

@@ -15,6 +15,7 @@ WEIGHTS = {
     "regime.head_from": "it trains its own head. Leave it out, or use regime=finetune",
 }
 SEARCH_KEYS = ("sweep.trials", "sweep.seed", "sweep.pruner", "sweep.storage")  # read by a search only
+FINETUNE_LR = "model.finetune_lr"  # read by the optimizers whose YAML refers to it
 brought: list[str] = []  # overrides that `like=` was expanded to in this process
 
 
@@ -30,10 +31,14 @@ def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
 
 
 def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
-    """Warn of typed keys that the regime of no run reads, except keys of weights, which `check_weights` refuses."""
-    unread = [override for override, key, _ in _unread(configs, overrides) if key not in WEIGHTS]
-    if unread:
-        logging.getLogger(__name__).warning("%s does not read: %s", _regimes(configs), ", ".join(unread))
+    """Warn of typed keys that no run reads, except keys of weights, which `check_weights` refuses."""
+    unread: dict[str, list[str]] = {}
+    for override, key, _ in _unread(configs, overrides):
+        if key not in WEIGHTS:
+            names = _optimizers(configs) if key == FINETUNE_LR else _regimes(configs)
+            unread.setdefault(names, []).append(override)
+    for names, of_these in unread.items():
+        logging.getLogger(__name__).warning("%s does not read: %s", names, ", ".join(of_these))
 
 
 def warn_of_sweep_keys(overrides: Iterable[str], what: str, keys: Sequence[str] = ("sweep",)) -> None:
@@ -46,6 +51,10 @@ def warn_of_sweep_keys(overrides: Iterable[str], what: str, keys: Sequence[str] 
 
 def _regimes(configs: Sequence[Config]) -> str:
     return " or ".join(dict.fromkeys(f"regime={config.regime.name}" for config in configs))
+
+
+def _optimizers(configs: Sequence[Config]) -> str:
+    return " or ".join(dict.fromkeys(f"optimizer={config.optimizer.name}" for config in configs))
 
 
 def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -68,4 +77,6 @@ def _ignored(config: Config, key: str) -> bool:
         unread += ["regime.head_epochs", "regime.head_optimizer"]
     if regime.unfrozen_blocks == "all" or (config.augmentation.name == "none" and not config.augmentation.layers):
         unread.append("regime.views")
+    if config.model.finetune_lr not in (config.optimizer.lr, regime.head_optimizer.lr):  # a YAML may refer to it
+        unread.append(FINETUNE_LR)
     return any(f"{key}.".startswith(f"{name}.") for name in unread)

@@ -33,6 +33,7 @@ from experiments.runs.run_directory import (
     weights_file,
 )
 from experiments.storage.csv_files import read_rows
+from experiments.system import signals
 from experiments.system.paths import default_outputs, tracking_uri
 from experiments.system.startup import quiet_start
 from experiments.tracking import queries
@@ -148,16 +149,23 @@ class Trained:
         Raises:
             ConfigError: its weights do not exist any more, or are not those that the run had.
         """
-        import keras
+        with signals.loading():
+            import keras
 
         # A network of the user's own package is not rebuilt, as packages that a recorded configuration names are not
         # trusted.
         target, packages = str(self.plain["model"].get("_target_")), self.plain.get("trusted_packages") or ()
         is_own = any(target.startswith(f"{name}.") for name in packages)
+        if self.folder and not is_own:
+            try:
+                return join(self)  # compares the rebuilt model with what the run stored
+            except ConfigError:
+                if self.uri is None:
+                    raise
         uri = self.uri or (self.store if is_own else None)
         logged = queries.logged_model(uri, self.run_id) if uri and self.run_id else None
         if logged is None:
-            return join(self)  # compares the rebuilt model with what the run stored
+            return join(self)
         path = logged / KERAS_FILE
         try:
             model: keras.Model = keras.models.load_model(path, compile=False)

@@ -64,8 +64,9 @@ def draw(config: Config, shown: Dataset, views: int) -> Figure:
             titles[at].append(plots.label_title(label, shown.classes) if label.ndim else "")
     flat = np.stack([pixels for row in rows for pixels in row])
     figure = plots.image_grid(flat, [title for row in titles for title in row], columns=1 + views)
-    span = "epoch 1 shows" if views == 1 else f"epochs 1 to {views} show"
-    figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span}", fontsize=11)
+    span = "epoch 1" if views == 1 else f"epochs 1 to {views}"
+    does = "would show" if "augmentation" in config.regime.ignores else "shows" if views == 1 else "show"
+    figure.suptitle(f"augmentation={config.augmentation.name}: originals, and what {span} {does}", fontsize=11)
     return figure
 
 

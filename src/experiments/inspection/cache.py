@@ -21,8 +21,9 @@ KINDS = (
     "pixels", "activations", "heads", "manifests", "thumbnails", "near_duplicates", "drawn", "cats_vs_dogs", "downloads"
 )  # fmt: skip
 
-COUNTED = {  # kinds of entries that are a file of named arrays, and what the rows of the first array are
-    "manifests": "images validated", "thumbnails": "thumbnails", "near_duplicates": "pairs of near-duplicates"
+COUNTED = {  # kinds of entries that are a file of named arrays, and what one row of the first array is, and several are
+    "manifests": ("image validated", "images validated"), "thumbnails": ("thumbnail", "thumbnails"),
+    "near_duplicates": ("pair of near-duplicates", "pairs of near-duplicates"),
 }  # fmt: skip
 
 
@@ -72,13 +73,15 @@ def purpose(path: Path) -> str:
             found = named_arrays.read(path)
             if isinstance(found, str):
                 return found
-            return f"{len(next(iter(found.values()))):,} {COUNTED[path.parent.name]}"
+            count = len(next(iter(found.values())))
+            return f"{count:,} {COUNTED[path.parent.name][count != 1]}"
         metas = [json.loads((part / "meta.json").read_bytes()) for part in arrays(path)]
         if not metas:
             return f"files: {sum(1 for file in path.rglob('*') if file.is_file()):,}" if path.is_dir() else "a file"
         if "history" in metas[0]:
             history = metas[0]["history"]
-            return f"{len(history)} epochs, validation accuracy {history[-1]['metrics']['validation_accuracy']:.1%}"
+            epochs = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
+            return f"{epochs}, validation accuracy {history[-1]['metrics']['validation_accuracy']:.1%}"
         about = metas[0].get("about", {})
         rows = sum(meta["shape"][0] for meta in metas)
         parts = [
@@ -95,10 +98,10 @@ def purpose(path: Path) -> str:
 
 
 def arrays(path: Path) -> list[Path]:
-    """Return the directories of an entry that have a hash: the entry itself, or its shards."""
+    """Return the directories of an entry that have, or had, a hash: the entry itself, or its shards."""
     if (path / "meta.json").exists():
         return [path]
-    return sorted(meta.parent for meta in path.glob("*/meta.json") if not meta.parent.name.startswith("."))
+    return sorted({file.parent for name in ("meta.json", "array.npy") for file in path.glob(f"[!.]*/{name}")})
 
 
 def listing(found: Sequence[StoredEntry]) -> Table:

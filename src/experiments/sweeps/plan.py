@@ -182,7 +182,7 @@ def grid(overrides: Sequence[Override]) -> list[Combination]:
 
 def compose(combinations: Sequence[Combination], context: HydraContext, master: DictConfig) -> list[Job]:
     """Return a validated job without a directory for each combination; raise ConfigError with the problems of all."""
-    found, wrong = [], {}
+    found, wrong = [], dict[str, list[dict[str, str]]]()  # messages, and the values of the jobs that they are about
     before: Any = HydraConfig.instance().cfg
     try:
         for number, (overrides, values) in enumerate(combinations):
@@ -197,13 +197,27 @@ def compose(combinations: Sequence[Combination], context: HydraContext, master: 
                 text = str(error) if isinstance(error, ConfigError) else explain(error, overrides)
                 if text is None:
                     raise
-                wrong[text] = values
+                for line in messages.lines_of(text):
+                    wrong.setdefault(line, []).append(values)
     finally:
         HydraConfig.instance().cfg = before
     if wrong:
-        lines = [f"with {format_values(values)}:\n{text}" if values else text for text, values in wrong.items()]
-        raise ConfigError("\n".join(lines))
+        raise ConfigError(messages.format_errors(_with_values(wrong, len(combinations))))
     return found
+
+
+def _with_values(wrong: Mapping[str, Sequence[Mapping[str, str]]], jobs: int) -> list[str]:
+    """Return each message once, and unless it is about all jobs, with the values that those it is about have in common.
+
+    If these have none in common, they are the values of the first one. The value of a message's own key is in it.
+    """
+    lines = []
+    for line, found in wrong.items():
+        common = {key: value for key, value in found[0].items() if all(other[key] == value for other in found)}
+        own = line.partition(":")[0]
+        about = format_values({key: value for key, value in (common or found[0]).items() if key != own})
+        lines.append(line if len(found) == jobs > 1 or not about else f"{line} (with {about})")
+    return lines
 
 
 def check_hydra(composed: DictConfig, master: DictConfig, overrides: Collection[str]) -> None:

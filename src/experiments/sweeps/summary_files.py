@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
 from experiments.sweeps import ladder
 from experiments.sweeps.plan import format_values, is_folded
-from experiments.sweeps.summary import Candidate, candidates, held_out_sentences, is_on_target, read, sentences, table
+from experiments.sweeps.summary import (
+    Candidate,
+    Row,
+    candidates,
+    held_out_sentences,
+    is_on_target,
+    read,
+    sentences,
+    table,
+)
 from experiments.sweeps.sweep_directory import SUMMARY
 from experiments.training.types import UNFINISHED, Status
 
@@ -55,10 +64,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     summary = {
         "sweep": folder.name, "objective": objective, "command": about["command"],
         "table": climbed.table() if climbed else table(ranked, objective), "sentences": lines,
-        "failures": [
-            f"job {row.number} ({format_values(row.values)}): {row.reason}"
-            for row in rows if row.status == Status.FAILED
-        ],
+        "failures": failures(rows),
         "metrics": metrics, "winner": _winner_record(winner) if winner else None,
         "runs": [
             {"number": row.number, "values": dict(row.values), "status": row.status, "folder": str(row.folder),
@@ -74,6 +80,18 @@ def write_summary(folder: Path) -> dict[str, Any]:
     shares = [found.baseline.accuracy for found in ranked if found.baseline and objective == "accuracy"]
     plots.draw(folder / FIGURES, ranked, objective, max(shares, default=None), climbed)
     return summary
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Return why each failed job has failed; of jobs whose reasons begin and end alike, whole for the first of them."""
+    texts, numbers = [], dict[tuple[str, str], int]()
+    for row in rows:
+        if row.status == Status.FAILED:
+            first, *more = row.reason.splitlines() or [""]
+            number = numbers.setdefault((first, more[-1] if more else ""), row.number)
+            reason = row.reason if number == row.number or not more else f"{first}, as job {number}"
+            texts.append(f"job {row.number} ({format_values(row.values)}): {reason}")
+    return texts
 
 
 def _winner_record(winner: Candidate) -> dict[str, Any]:

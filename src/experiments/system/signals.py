@@ -74,6 +74,27 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def loading() -> Iterator[None]:
+    """Delay Ctrl-C until modules are loaded in the block, in a process that goes on after it.
+
+    Libraries such as NumPy cannot be imported again in a process in which their import was interrupted.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    goes_on = handler in (_interrupt, signal.default_int_handler)
+    if not goes_on or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
 def preferred() -> Iterator[None]:
     """Raise a received signal's exception in place of the error that a library has raised instead of it."""
     try:

@@ -32,10 +32,12 @@ class TrackingBuffer:
     Args:
         run_id: the id of the MLflow run; None with tracking=none: messages are dropped.
         folder: the run directory; messages that an earlier process has left there are uploaded, too.
+        keeps: whether messages are only written to the run directory, for `experiments sync`: a run is continued with
+            tracking=none.
     """
 
-    def __init__(self, run_id: str | None, folder: Path) -> None:
-        self.run_id, self.folder = run_id, folder
+    def __init__(self, run_id: str | None, folder: Path, *, keeps: bool = False) -> None:
+        self.run_id, self.folder, self.keeps = run_id, folder, keeps
         self.waiting = read(folder) if run_id is not None else []
         self.model: keras.Model | None = None  # the model for the message MODEL
         self.reason: str | None = None  # why the last attempt failed
@@ -73,6 +75,11 @@ class TrackingBuffer:
         if self.run_id is None:
             return
         began = time.monotonic()
+        if self.keeps:
+            self.reason = "tracking=none"
+            if not points or began - self.kept > SEND_EVERY:
+                self.keep()
+            return
         if not last and began < self.next_try and (points or self.reason):
             if self.reason and (not points or began - self.kept > SEND_EVERY):
                 self.keep()

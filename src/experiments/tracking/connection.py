@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 WAIT = 5.0  # seconds to wait for a first response
+REQUESTS = "urllib3.connectionpool"  # the logger of MLflow's requests
 VARIABLE = "MLFLOW_TRACKING_URI"
 ENVIRONMENT = {  # of MLflow; values that the user has set are kept
     # With the defaults, a server that is down blocks for minutes.
@@ -53,6 +54,8 @@ def use(uri: str) -> None:
     import mlflow  # The import configures MLflow's logging.
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # It warns of every retry; what could not be reached is reported by the caller.
+    logging.getLogger(REQUESTS).setLevel(logging.ERROR)
     before = {VARIABLE: os.environ.get(VARIABLE)}
     mlflow.set_tracking_uri(uri)
     _restore(before)
@@ -63,6 +66,8 @@ def unchanged() -> Iterator[None]:
     """Restore MLflow's store, environment and log level after the block, in which `use` may change them."""
     logger, loaded = logging.getLogger("mlflow"), sys.modules.get("mlflow")
     level = logger.level if loaded else logging.INFO  # which MLflow sets when it is imported
+    requests = logging.getLogger(REQUESTS)
+    level_of_requests = requests.level
     before = {name: os.environ.pop(name, None) for name in (VARIABLE, *ENVIRONMENT)}
     uri = loaded.get_tracking_uri() if loaded and loaded.is_tracking_uri_set() else None  # without the variable
     _restore(before)
@@ -72,6 +77,7 @@ def unchanged() -> Iterator[None]:
         if mlflow := sys.modules.get("mlflow"):
             mlflow.set_tracking_uri(uri)
             logger.setLevel(level)
+        requests.setLevel(level_of_requests)
         _restore(before)
 
 

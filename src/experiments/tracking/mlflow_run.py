@@ -38,23 +38,19 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[M
     """Open an MLflow run and end it as FINISHED, FAILED or KILLED; with tracking=none, yield one without effect.
 
     `run_id` is that of the MLflow run to continue; None for a new one. If the tracking store becomes unavailable during
-    the run, training continues and messages are kept, see `buffer`.
+    the run, training continues and messages are kept, see `buffer`; also if a run is continued with tracking=none.
     """
-    if config.tracking.uri is None:
+    uri = config.tracking.uri
+    if uri is None and run_id is None:
         yield MlflowRun(None, folder)
         return
     buffer.read(folder)  # An error of a damaged buffer has to be raised before the run starts.
-    experiment = open_experiment(config)
-    started = start_run(config, experiment, folder, run_id)
-    tracker = MlflowRun(started, folder, run_id)
+    started = run_id if uri is None else start_run(config, open_experiment(config), folder, run_id)
+    tracker = MlflowRun(started, folder, run_id, keeps=uri is None)
     tracker.buffer.send()  # what an earlier process has left
-    origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
-    _log.info("MLflow store: %s%s", redact_credentials(config.tracking.uri), origin)
-    import mlflow
-
     status, reason = Status.FINISHED, None
     try:
-        with liveness.heartbeat(lambda now: mlflow.MlflowClient().set_tag(started, "owner.heartbeat", now)):
+        with _alive(config, str(started)) if uri is not None else contextlib.nullcontext():
             yield tracker
     except BaseException as error:
         failed = isinstance(error, Exception | SystemExit) and not isinstance(error, Pruned)
@@ -63,6 +59,15 @@ def track(config: Config, folder: Path, run_id: str | None = None) -> Iterator[M
         raise
     finally:
         tracker.end(status, reason)
+
+
+def _alive(config: Config, run_id: str) -> contextlib.AbstractContextManager[None]:
+    """Log which store a run uses, and send its heartbeat during the returned context."""
+    import mlflow
+
+    origin = " (MLFLOW_TRACKING_URI; tracking.uri=... for another)" if "tracking.uri" in config.unresolved else ""
+    _log.info("MLflow store: %s%s", redact_credentials(str(config.tracking.uri)), origin)
+    return liveness.heartbeat(lambda now: mlflow.MlflowClient().set_tag(run_id, "owner.heartbeat", now))
 
 
 def start_run(config: Config, experiment: str, folder: Path, run_id: str | None) -> str:
@@ -111,11 +116,12 @@ class MlflowRun:
         run_id: the id of the MLflow run; None with tracking=none: the run directory is the only record.
         folder: the run directory.
         before: the id of the MLflow run that the directory had before, if any.
+        keeps: see `TrackingBuffer`.
     """
 
-    def __init__(self, run_id: str | None, folder: Path, before: str | None = None) -> None:
+    def __init__(self, run_id: str | None, folder: Path, before: str | None = None, *, keeps: bool = False) -> None:
         self.run_id, self.folder = run_id, folder
-        self.buffer = buffer.TrackingBuffer(run_id, folder)
+        self.buffer = buffer.TrackingBuffer(run_id, folder, keeps=keeps)
         if run_id is not None:
             self.buffer.drop_outdated(before if before != run_id else None)
 

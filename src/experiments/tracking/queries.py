@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from experiments.errors import ConfigError
 from experiments.runs import curves, predictions
@@ -188,7 +191,19 @@ def logged_model(uri: str, run_id: str) -> Path | None:
         experiment = client.get_run(run_id).info.experiment_id
         found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND name = 'model'")
         ready = [model for model in found if model.status == LoggedModelStatus.READY]
-        return Path(download_artifacts(f"models:/{ready[0].model_id}")) if ready else None
+        if not ready:
+            return None
+        place = _place_for(ready[0].artifact_location)
+        return Path(download_artifacts(f"models:/{ready[0].model_id}", dst_path=place))
+
+
+def _place_for(location: str) -> str | None:
+    """Return a directory for downloads from a location, removed as the process ends; None if it is on this machine."""
+    if urlsplit(location).scheme in ("", "file"):
+        return None
+    folder = tempfile.mkdtemp()  # without a directory, MLflow makes one that nothing removes
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def artifact(uri: str, run_id: str, name: str, folder: str | None = None, largest: float = math.inf) -> Path | None:
@@ -205,7 +220,10 @@ def artifact(uri: str, run_id: str, name: str, folder: str | None = None, larges
         sizes = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id)}
         if sizes.get(name, 0) > largest:
             raise ConfigError(f"run {run_id}: {name} is larger than {largest:,} bytes")
-        return Path(client.download_artifacts(run_id, name, folder)) if name in sizes else None
+        if name not in sizes:
+            return None
+        folder = folder or _place_for(client.get_run(run_id).info.artifact_uri)
+        return Path(client.download_artifacts(run_id, name, folder))
 
 
 def read_files(

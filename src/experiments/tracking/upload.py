@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.runs.run_directory import CHECKPOINTS, EVALUATIONS, FACTS, INPUTS, TRAINING_FEATURES
+from experiments.system.startup import quiet_start
 from experiments.tracking import model_logging
 from experiments.tracking.private_mlflow_api import table_tag
 
@@ -117,7 +118,8 @@ def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[
 
 def kept_model(folder: Path) -> keras.Model:
     """Load the model that could not be uploaded from the run directory, or raise OSError."""
-    import keras
+    with quiet_start():
+        import keras
 
     try:
         model: keras.Model = keras.models.load_model(folder / MODEL, compile=False)

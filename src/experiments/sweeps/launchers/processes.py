@@ -29,6 +29,7 @@ PRELOADED = ["experiments.preload"]
 LOG = "output.log"  # a job's standard output and error, beside its results
 # Functions of `worker_tasks`, by name: that module imports TensorFlow, so only the process that runs one imports it.
 WorkerTask = Literal["inspect_jobs", "share", "fetch", "deleted", "conclude", "open_run", "close_run"]
+ANNOUNCEMENT = "Error executing job with overrides: "  # of Hydra, before the error of a job
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -152,9 +153,14 @@ def job_failure(code: int | None, log: Path, begin: int = 0) -> str | None:
 
 
 def last_lines(log: Path, begin: int = 0) -> list[str]:
-    """Return the last lines of a file with a job's output, without its first `begin` bytes: those of earlier starts."""
+    """Return the last lines of a file with a job's output, without its first `begin` bytes: those of earlier starts.
+
+    If Hydra has announced the job's error, they begin after that line, which repeats the job's overrides.
+    """
     try:
         text = log.read_bytes()[begin:].decode(errors="replace")
     except OSError:
         return []
-    return [line for line in text.splitlines() if line.strip()][-6:]
+    _, announced, after = text.rpartition(ANNOUNCEMENT)
+    lines = after.partition("\n")[2] if announced else text
+    return [line for line in lines.splitlines() if line.strip()][-6:]
