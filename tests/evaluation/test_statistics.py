@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from experiments.comparison.groups import gather_scores, metric_interval
+from experiments.comparison.significance import compare_runs
 from experiments.config.schema import LOWEST
 from experiments.evaluation.statistics import mean_interval, reliability, roc_auc_interval, score_interval, wilson
 
@@ -138,3 +139,13 @@ def test_calibrated_predictions_have_little_error_and_boastful_ones_much() -> No
     confidence = generator.uniform(0.5, 1, 50_000)
     assert reliability(confidence, generator.random(50_000) < confidence).error < 0.01
     assert reliability(np.full(1000, 0.99), generator.random(1000) < 0.6).error == pytest.approx(0.39, abs=0.05)
+
+
+def test_a_single_image_shows_nothing_about_settings() -> None:
+    first, other = (
+        [(seed, "", {"the image": right}) for seed, right in zip("01", of, strict=True)]
+        for of in ((True, False), (True, True))
+    )
+    assert gather_scores(first).interval() == (0.5, 0, 1)
+    found = compare_runs(gather_scores(first), gather_scores(other))
+    assert found.p_value == 1 and found.interval == (0.5, -1, 1)

@@ -60,7 +60,9 @@ class Spread:
 
     def p_value(self, value: float) -> float:
         """Return the level at which the interval around `value` begins to include 0."""
-        return dual_p_value(lambda level: abs(value) - self.margin(level)) if value else 1.0
+        if value == 0 or math.isinf(self.margin()):
+            return 1.0
+        return dual_p_value(lambda level: abs(value) - self.margin(level))
 
     def repeated(self, before: int, after: int) -> Spread:
         """Return the expected spread with `after` instead of `before` seeds, or folds of the same size."""
@@ -130,7 +132,8 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
     images vary.
 
     Args:
-        scores: [S, N], a score of each of N >= 2 images for S seeds, or a difference of scores.
+        scores: [S, N], a score of each of N images for S seeds, or a difference of scores. A single image leaves the
+            variance unknown, that is infinite.
         counts: whether the scores count correctly classified images. The images' variance then includes one more image
             that differs, so that models that agree on every image still have an interval.
         folds: [N] the fold in which each image was held out; None or a single fold means no folds.
@@ -142,6 +145,8 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
     """
     values = scores.astype(float)
     runs, images = values.shape
+    if images == 1:
+        return Spread(((math.inf, 1),), (math.inf, 1))
     columns = values.mean(axis=0)
     between_images = (float(np.sum((columns - columns.mean()) ** 2)) + counts) / (images * (images - 1))
     floor = (between_images, images - 1)
@@ -162,7 +167,7 @@ def spread_of_mean(scores: np.ndarray, counts: bool, folds: Sequence[str] | None
 def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None) -> Interval:
     """Return the mean of a per-image score and its interval: Wilson's for a single run's accuracy.
 
-    The scores are [S, N] for S seeds and N >= 2 images: bool, whether each is classified correctly, or float. For more
+    The scores are [S, N] for S seeds and N images: bool, whether each is classified correctly, or float. For more
     seeds, and for `folds` [N], the fold in which each image was held out, see `spread_of_mean`.
     """
     values = np.atleast_2d(np.asarray(scores))
