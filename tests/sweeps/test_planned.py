@@ -81,7 +81,7 @@ class Trained:
             self.runs.append(job)
             config, folder = job.config, job.folder
             left = run_directory.RunDirectory(folder).facts()
-            assert self.identity(config) == job.identity and (left is None or left["status"] == "RUNNING")
+            assert self.identity(config) == job.identity and (not left or left["status"] == "RUNNING")
             folder.mkdir(exist_ok=True)
             accuracy = 10 * config.optimizer.lr
             metrics = {"validation.accuracy": accuracy, "total_seconds": 1.0}
