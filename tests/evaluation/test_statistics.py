@@ -143,9 +143,9 @@ def test_calibrated_predictions_have_little_error_and_boastful_ones_much() -> No
 
 def test_a_single_image_shows_nothing_about_settings() -> None:
     first, other = (
-        [(seed, "", {"the image": right}) for seed, right in zip("01", of, strict=True)]
+        gather_scores((seed, "", {"the image": right}) for seed, right in zip("01", of, strict=True))
         for of in ((True, False), (True, True))
     )
-    assert gather_scores(first).interval() == (0.5, 0, 1)
-    found = compare_runs(gather_scores(first), gather_scores(other))
+    assert first.interval() == (0.5, 0, 1)
+    found = compare_runs(first, other)
     assert found.p_value == 1 and found.interval == (0.5, -1, 1)
