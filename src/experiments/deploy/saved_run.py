@@ -156,15 +156,17 @@ class Trained:
         # trusted.
         target, packages = str(self.plain["model"].get("_target_")), self.plain.get("trusted_packages") or ()
         is_own = any(target.startswith(f"{name}.") for name in packages)
+        failure = None
         if self.folder and not is_own:
             try:
                 return join(self)  # compares the rebuilt model with what the run stored
-            except ConfigError:
-                if self.uri is None:
-                    raise
+            except ConfigError as error:
+                failure = error
         uri = self.uri or (self.store if is_own else None)
         logged = queries.logged_model(uri, self.run_id) if uri and self.run_id else None
         if logged is None:
+            if failure is not None:
+                raise failure
             return join(self)
         path = logged / KERAS_FILE
         try:

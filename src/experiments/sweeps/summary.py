@@ -235,8 +235,8 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
     winner = whole[0]
     runs = f" over {len(winner.rows)} runs" if len(winner.rows) > 1 else ""
     lines = [f"Winner by validation {objective}: {winner.name}, {format_score(objective, winner.interval)}{runs}."]
-    if objective == "accuracy" and winner.baseline:
-        lines += baseline_sentences([("the winner", winner.baseline, winner.score, winner.interval.low)])
+    if objective == "accuracy" and (baseline := winner.baseline):
+        lines += baseline_sentences([("the winner", baseline, winner.score, winner.interval.low)])
     if len(whole) < len(finished):
         lines.append(
             f"{len(finished) - len(whole)} of the {len(finished)} candidates are the same runs as others, as their "
@@ -256,7 +256,7 @@ def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> l
         mean, low, high = last.scores.interval()
         what = "the test images" if done[0].split == "test" else "the given validation images, which no job has read"
         seeds = f", mean of {len(last.scores.by_seed)} seeds" if len(done) > 1 else ""
-        beside = f"; {last.baseline.describe(mean, low)}" if last.baseline else ""
+        beside = f"; {baseline.describe(mean, low)}" if (baseline := last.baseline) else ""
         lines.append(
             f"{'Evaluated' if done[0].steered else 'Read once'} on {what}: accuracy {mean:.1%} "
             f"[95 % interval {100 * low:.1f}, {100 * high:.1f}]{seeds}{beside}."
