@@ -202,6 +202,8 @@ def test_the_same_configuration_with_other_weights_in_the_file_is_another_row(ur
     assert [[run.name for run in group.runs] for group in comparison.groups] == [["own1", "own3"], ["own2"]]
     assert not any(group.duplicates for group in comparison.groups)
     assert configuration(comparison.groups) == {"model.weights": [f"/mine.weights.h5 ({name * 12})" for name in "ab"]}
+    whole = RunFacts("", "", {"model.weights": "/mine.keras"}, {}, {"backbone_identity": "c"})
+    assert comparison_module._weights_in_file(whole) == "c"
 
 
 def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +231,24 @@ def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypat
         for fold in range(count)
     ]
     assert rows(*folds) == [["before0", "before1"], ["after0", "after1", "after2"]]
+
+
+def test_folds_share_their_test_images_and_are_rows_of_their_own_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one row, they would have the predictions of the last fold alone."""
+
+    def predictions(uri: str, run: RunFacts, split: str) -> list[Prediction]:
+        fold = int(run.params["data.fold"])
+        images = [f"{fold if split == 'validation' else ''}{at}" for at in range(10)]
+        return [Prediction(image, image, "cats", "", 0.9, at < 5 + fold, {}) for at, image in enumerate(images)]
+
+    monkeypatch.setattr(comparison_module, "read_predictions", predictions)
+    monkeypatch.setattr(comparison_module, "read_curves", lambda uri, run: [])
+    runs = [RunFacts(at, at, BASE | {"data.fold": at}, {}, {"data_fingerprint": at}) for at in "01"]
+    (folds,) = comparison_module.gather("", runs, "validation")
+    assert folds.accuracy.interval().value == 0.55 and len(folds.images) == 20
+    first, second = comparison_module.gather("", runs, "test")
+    assert (first.accuracy.interval().value, second.accuracy.interval().value) == (0.5, 0.6)
+    assert configuration([first, second]) == {"data.fold": ["0", "1"]}
 
 
 def test_folds_are_one_group_that_is_evaluated_on_all_their_images(uri: str) -> None:

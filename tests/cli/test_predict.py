@@ -314,6 +314,27 @@ def test_calibrated_probabilities_are_those_of_the_recorded_or_fitted_temperatur
         np.testing.assert_allclose([float(row["p_cats"]), float(row["p_dogs"])], given, atol=1e-6)
 
 
+def test_calibrated_confidences_are_compared_with_a_calibrated_threshold_and_classes_stay(
+    tmp_path: Path, call: Call, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.metrics = {TEMPERATURE: 2.0}
+    for red in (10, 100, 130, 250):
+        save(tmp_path / "in" / f"{red:03}.png", red)
+    both = ("--calibrated", "--reject", "1")
+    assert call(tmp_path / "in", "--output", tmp_path / "out.csv", *both, run=trained) == 0
+    (low, high) = scale(np.array([[0.7, 0.3], [0.8, 0.2]]), 2.0)[:, 0]
+    assert f"Threshold {(low + high) / 2:.4g}: of 6 validation images it answers 4" in capsys.readouterr().err
+    rows = read_rows(tmp_path / "out.csv")
+    assert [row["class"] == "none" for row in rows] == [float(row["probability"]) < (low + high) / 2 for row in rows]
+    assert [row["class"] for row in rows] == ["cats", "none", "none", "dogs"]
+    trained.decision = Decision("dogs", 0.85)  # of the probabilities that the run was evaluated with
+    assert call(tmp_path / "in", "--output", tmp_path / "plain.csv", run=trained) == 0
+    assert call(tmp_path / "in", "--output", tmp_path / "scaled.csv", "--calibrated", run=trained) == 0
+    plain, scaled = read_rows(tmp_path / "plain.csv"), read_rows(tmp_path / "scaled.csv")
+    assert [row["class"] for row in plain] == [row["class"] for row in scaled] == ["cats", "cats", "cats", "dogs"]
+    assert all(float(row["p_dogs"]) < 0.85 for row in scaled)
+
+
 @pytest.mark.parametrize(
     ("options", "changes", "part"),
     [

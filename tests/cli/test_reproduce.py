@@ -106,6 +106,10 @@ def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: py
     assert "| 74-78 % | 76.5 % [68.9, 84.1] | 78.0, 75.0 | 310, 305 | inconclusive |" in page
     assert "python -m experiments.train experiment=tutorial_scratch data.root=PATH seed=0" in page
     assert "/some/where" not in page and "on 400 validation images" in page and "vgg16's" in page
+    bounds = {"accuracy": 0.765, "accuracy_low": 0.689, "accuracy_high": 0.841}
+    assert reproduction.metrics([row]) == pytest.approx(
+        {f"scratch.validation.{name}": value for name, value in bounds.items()}, abs=6e-4
+    )
     jobs[1].status = Status.FAILED
     results = iter([Result(0.77, 0.78, 400, 310.0, 0)])
     row = reproduction.row("scratch", jobs, backbone="vgg16", comparable=True)

@@ -11,9 +11,9 @@ import pytest
 
 from experiments.comparison import class_differences as by_class
 from experiments.comparison.class_differences import compare_classes
-from experiments.comparison.comparison import Comparison, EvaluatedRun, Group, of_groups
+from experiments.comparison.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
 from experiments.comparison.significance import tango
-from experiments.comparison.text import metric_tables
+from experiments.comparison.text import metric_tables, paired_table
 from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts
@@ -63,6 +63,20 @@ def test_the_difference_of_a_class_is_that_on_its_images(two: Comparison) -> Non
 def test_the_counts_of_images_are_in_the_order_of_numbers() -> None:
     groups = [[evaluated(str(count), LABELS[:count], labels=LABELS[:count])] for count in (10, 9, 17)]
     assert (comparison(groups[0]).image_count, comparison(*groups).image_count) == ("10", "9 to 17")
+
+
+def test_groups_disagree_where_half_of_the_seeds_of_one_are_right_and_all_of_the_other() -> None:
+    both = comparison(*([evaluated(name, LABELS), evaluated(name, found, seed=1)]
+                        for name, found in (("a", LABELS), ("b", FIRST))))  # fmt: skip
+    assert [image.path for image in disagreements(both)] == ["16.jpg", "9.jpg"], "the two that FIRST has wrong"
+
+
+def test_an_image_on_which_a_seed_was_not_evaluated_has_no_prediction_of_the_group() -> None:
+    second = evaluated("a", LABELS, seed=1)
+    fewer = replace(second, predictions=dict(list(second.predictions.items())[1:]))
+    (group,) = comparison([evaluated("a", LABELS), fewer]).groups
+    assert group.predict(("0", "daisy")) is None and ("0", "daisy") not in group.images
+    assert group.predict(("1", "daisy")) == ("daisy", 1.0, 1.0)
 
 
 def test_a_single_image_has_no_interval_and_no_difference(two: Comparison) -> None:
@@ -134,6 +148,8 @@ def test_csv_files_hold_every_class_and_pair_as_numbers(two: Comparison) -> None
     classes = by_class.class_rows(found)
     assert [(row["class"], row["number"]) for row in classes] == [(name, at) for name in FLOWERS for at in (1, 2)]
     assert classes[1]["recall_difference"] == pytest.approx(-0.4) and classes[0]["p_value"] is None
+    assert (classes[1]["difference_low"], classes[1]["difference_high"]) == pytest.approx(tango(0, 4, 10))
+    assert paired_table(two)[1][1:3] == ["two models", "17 images"]
     assert by_class.confusion_rows(found)[1] == {
         "true": "daisy", "predicted": "tulip", "number": 2, "label": "name=b", "images": 5.0, "share": 0.5,
         "share_difference": pytest.approx(0.4),

@@ -138,6 +138,7 @@ def test_images_and_figures_are_in_the_page(written: Path, drawn: Path) -> None:
 
 def test_the_same_comparison_is_the_same_page(written: Path, comparison: Comparison, tmp_path: Path) -> None:
     assert write(tmp_path, comparison, 3).read_bytes() == (written / "comparison.html").read_bytes()
+    assert dataclasses.replace(comparison, split="test").digest != comparison.digest, "a page of its own"
 
 
 def test_the_page_links_to_the_reports_of_its_runs(comparison: Comparison, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from experiments.comparison.significance import (
     tango,
     unpaired_difference,
 )
-from experiments.comparison.text import difference_sentence
-from experiments.evaluation.statistics import Spread
+from experiments.comparison.text import SINGLE, difference_sentence, limitations
+from experiments.evaluation.statistics import Spread, spread_of_mean
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +155,20 @@ def test_swapping_the_sides_mirrors_the_result() -> None:
         assert_allclose((mirrored.value, mirrored.low, mirrored.high, mirrored.p_value), expected, atol=1e-9)
 
 
+def test_sides_without_common_seeds_or_images_have_the_variances_of_both() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 40)) < 0.6, rng.random((2, 40)) < 0.8
+    sides = [spread_of_mean(side, True) for side in (a, b)]
+    found = difference(a, b, matched_seeds=False).spread
+    assert found is not None and found.parts[:2] == (sides[0].parts[0], sides[1].parts[0])
+    means = b.mean(axis=0) - a.mean(axis=0)
+    images = (float(np.sum((means - means.mean()) ** 2)) + 1) / (40 * 39) - sides[0].residual - sides[1].residual
+    assert found.parts[2] == (pytest.approx(images), 39) and images > 0
+    apart = unpaired_difference(a, b[:, :10])
+    assert apart.spread is not None and len(apart.spread.parts) == 4
+    assert apart.spread.floor[1] == 9 and apart.images == 10, "those of the side with fewer images"
+
+
 def test_repeating_a_seed_adds_no_images() -> None:
     a, b = pairs(120, 10, 30, 40)
     once, thrice = difference(a, b), difference(np.tile(a, (3, 1)), np.tile(b, (3, 1)))
@@ -195,6 +209,9 @@ def test_runs_are_compared_as_settings_only_where_both_have_several() -> None:
     found = compare_runs(of(20, folds=4), of(34, folds=4))
     assert found.source == "folds" and found.about_setting
     assert not compare_runs(of(20, 22, folds=4), of(34, 36, folds=2)).about_setting, "not the same training sets"
+    models, settings = compare_runs(of(20), of(34)), compare_runs(of(20, 22), of(34, 36))
+    assert limitations([settings], "More seeds") == []
+    assert limitations([settings, models], "More seeds")[:2] == [SINGLE, "More seeds"], "if any compares two models"
 
 
 def test_runs_without_common_images_are_compared_unpaired() -> None:
@@ -237,8 +254,17 @@ def test_more_images_do_not_reduce_the_variance_between_seeds() -> None:
     images = Spread(((1e-6, 19.0), (1e-4, 399.0)), (1e-4, 399.0), "seeds", 1e-6)  # between seeds, only the interaction
     assert images_for_spread(images, 0.005, 400) == pytest.approx(400 * (2.8 * 0.01 / 0.005) ** 2, rel=0.12)
     assert images.on_images(1) == images
+    assert images.on_images(4) == Spread(((2.5e-7, 19.0), (2.5e-5, 1596.0)), (2.5e-5, 1596.0), "seeds", 2.5e-7)
     seeds = Spread(((1e-4, 19.0), (1e-8, 399.0)), (1e-8, 399.0), "seeds")
     assert images_for_spread(seeds, 0.005, 400) is None, "the means of the seeds differ by more"
+
+
+def test_more_folds_reduce_the_variance_by_as_much_as_their_overlap_allows() -> None:
+    three = Spread(((0.005, 2.0),), (0.001, 299.0), "folds")
+    (between, degrees), floor = three.repeated(3, 5).parts[0], three.repeated(3, 5).floor
+    assert (between, degrees) == (pytest.approx(0.005 * (1 / 5 + 1 / 4) / (1 / 3 + 1 / 2)), 4)
+    assert floor == pytest.approx((0.001 * 3 / 5, 299 * 5 / 3)), "each fold brings images of its own"
+    assert three.on_images(4) == Spread(((0.00125, 2.0),), (0.00025, 1196.0), "folds")
 
 
 # R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven

@@ -8,6 +8,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -114,6 +115,26 @@ def test_the_report_is_that_of_scikit_learn(images: Path, call: Call, run: Simpl
         f"evaluation_{name}.png" for name in ("confusion", "roc", "calibration", "mistakes", "risk_coverage")
     }
     assert {row["class"] for row in read_rows(output / "per_class_evaluation.csv")} == set(CLASSES)
+
+
+def test_the_threshold_and_the_loss_of_the_run_decide(images: Path, call: Call, run: SimpleNamespace) -> None:
+    run.decision, run.plain = Decision("dogs", 0.7), {"loss": "hinge"}
+    assert call(images) == 0
+    (output,) = (run.folder / "evaluations").iterdir()
+    rows = read_rows(output / "predictions_evaluation.csv")
+    assert [row["predicted"] == "dogs" for row in rows] == [float(row["p_dogs"]) >= 0.7 for row in rows]
+    assert any(0.5 < float(row["p_dogs"]) < 0.7 for row in rows)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert "evaluation.accuracy" in metrics and "evaluation.loss" not in metrics, "its scores are no probabilities"
+
+
+def test_the_digest_is_that_of_the_images_with_their_labels() -> None:
+    one, other = (Prediction("", sha, label, "cats", 0.8, True, {}) for sha, label in (("1", "cats"), ("2", "dogs")))
+
+    def digest(*rows: Prediction) -> str:
+        return evaluations.digest(Report("", CLASSES, {}, rows, Decision()))
+
+    assert digest(one, other) == digest(other, one) != digest(one, replace(other, label="cats"))
 
 
 def test_the_output_names_mistakes_and_the_difference_from_validation(

@@ -242,6 +242,7 @@ def test_images_that_have_changed_since_the_run_are_counted(drawn: Path, tmp_pat
     images = export.sample(run, SIZE, 4)
     assert images.description == "3 of 12 images of the run's validation split (1 more are missing or have changed)"
     assert len(images.pixels) == 3
+    assert {row["class_name"] for row in run.images("train", 2)} == {"blobs", "stripes"}, "evenly spread"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
-from experiments.evaluation.evaluate import evaluate
+from experiments.evaluation.evaluate import IMAGE_METRICS, evaluate, image_score
 from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import to_table
 from experiments.storage.array_cache import Rows
@@ -227,6 +227,17 @@ def test_scores_that_only_rank_get_no_figure_that_judges_probabilities(classes: 
         assert ranked[split].metrics == kept and "roc_auc" in kept
         assert_array_equal(ranked[split].confusion, whole[split].confusion)
         assert ranked[split].predictions == whole[split].predictions
+
+
+@pytest.mark.parametrize("classes", [PETS, FLOWERS])
+def test_metrics_that_are_means_over_images_are_those_of_their_scores(classes: tuple[str, ...]) -> None:
+    labels = np.arange(40) % len(classes)
+    scores = random_scores(labels, len(classes))
+    scores[0] = np.eye(len(classes))[1]  # a certain mistake
+    report = evaluate({"validation": scores}, splits_of(classes, labels.tolist()))["validation"]
+    for metric in IMAGE_METRICS:
+        mean = np.mean([image_score(metric, row) for row in report.predictions])
+        assert report.metrics[metric] == pytest.approx(mean, rel=1e-5)
 
 
 def test_scores_are_left_as_they_were() -> None:

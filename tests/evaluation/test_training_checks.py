@@ -68,6 +68,15 @@ NORMAL: dict[str, tuple[tuple[str, ...], TrainingResult]] = {
     "worse than its head by an image, certain images a little less so, mistakes less certain": (
         (), fitted([0.3], [0.3], scores={"validation": scores(35, 0.999)}, head_scores=scores(36, 0.9999)),
     ),
+    "worse than its head by six images, one of two tests significant at 5 % but not at half of it": (
+        (), fitted([0.3], [0.3], scores={"validation": scores(30, 0.6)}, head_scores=scores(36, 0.999)),
+    ),
+    "worse than its head by an image, and far more certain of the others": (
+        (), fitted([0.3], [0.3], scores={"validation": scores(39, 0.95)}, head_scores=scores(40, 0.6)),
+    ),
+    "a mistake after an epoch without any": (
+        ("monitor=validation_accuracy",), fitted([0.5] * 8, [0.5] * 8, [0.5, 1.0, *[0.975] * 6]),
+    ),
     "a hinge loss below that of guessing": (("loss=hinge",), fitted([0.9, 0.8, 0.85], [0.9, 0.95, 0.9])),
     "no epochs": ((), TrainingResult(cast(Any, None), (), {"validation": scores(36)})),
 }  # fmt: skip

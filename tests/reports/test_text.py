@@ -132,7 +132,7 @@ def test_metrics_and_tables_agree(classes: tuple[str, ...]) -> None:
 
 
 def test_the_best_epoch_of_the_last_phase() -> None:
-    losses = {"head": [0.1, 0.9], "finetune": [0.5, 0.3, 0.4]}
+    losses = {"head": [0.1, 0.9], "finetune": [0.5, 0.3, 0.3]}  # the first of equally good epochs is the best
     history = tuple(
         EpochRecord(0, phase, epoch, 0, {"validation_loss": loss})
         for phase, values in losses.items()
@@ -143,7 +143,7 @@ def test_the_best_epoch_of_the_last_phase() -> None:
     assert epoch_lines(candidates, "validation_loss", best_weights=False) == [f"{line}the last one is the result"]
     assert epoch_lines(candidates, "validation_loss", best_weights=True) == [f"{line}whose weights are the result"]
     assert epoch_lines(candidates, "validation_accuracy", best_weights=True) == epoch_lines((), "loss", False) == []
-    counted = "best epoch 3 of 3 (finetune, validation_loss 0.400; epochs before 3 do not count), whose weights are"
+    counted = "best epoch 3 of 3 (finetune, validation_loss 0.300; epochs before 3 do not count), whose weights are"
     assert epoch_lines(candidate_epochs(history, 2), "validation_loss", True) == [f"{counted} the result"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
 from experiments.sweeps.ladder import Climbed, climbed
 from experiments.sweeps.plan import Combination, Place
-from experiments.sweeps.summary import Row
+from experiments.sweeps.summary import Row, candidates
 
 RUNGS = {"head": ["regime=bottleneck"], "one": ["x=1"], "two": ["x=2"], "all": ["x=all"], "fresh": ["best", "views=0"]}
 SECONDS = {"head": 5.0, "one": 20.0, "two": 40.0, "all": 300.0, "fresh": 150.0}
@@ -102,6 +103,35 @@ def test_a_rung_that_is_worse_ends_the_climb() -> None:
     found = ladder(HEAD, rows("one", [400, 402, 401]), rows("two", None), *NONE_ABOVE)
     assert found.climbs[0].left == ["two", "all"] and found.use is not None and found.use.place.rung == "head"
     assert "one is worse than head by 8.0 points" in " ".join(found.sentences())
+
+
+def test_of_equal_scores_the_cheaper_candidate_and_the_lower_rung_are_the_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, *_ = candidates([*rows("all", [440]), *rows("one", [440])], "accuracy")
+    assert first.seconds == 20
+    monkeypatch.setitem(SECONDS, "one", 3.0)  # such as a rung whose features were cached
+    found = ladder(HEAD, rows("one", [441, 442, 442]), rows("two", None), *NONE_ABOVE)
+    assert found.use is not None and found.use.place.rung == "head", "which every rung above it needs"
+    reused = [replace(row, reused=4.0) for row in HEAD]
+    assert ladder(reused, rows("one", None)).steps[0].candidate.cost == 9, "with the head that another run has trained"
+
+
+def test_a_rung_of_lower_loss_is_a_gain() -> None:
+    def losses(jobs: list[Row]) -> list[Row]:
+        """The runs with a loss of 1 for each image on which they are wrong."""
+        return [
+            replace(row, scores={image: 1 - float(right) for image, right in row.scores.items()},
+                    metrics={"validation.loss": 1 - row.metrics["validation.accuracy"], "total_seconds": 1.0})
+            for row in jobs
+        ]  # fmt: skip
+
+    better, none = losses(rows("one", [462, 460, 463])), rows("two", None)
+    found = ladder(losses(HEAD), better, none, *NONE_ABOVE, objective="loss")
+    assert found.climbs[0].next is not None and found.climbs[0].next.place.rung == "two"
+    assert found.use is not None and found.use.place.rung == "one"
+    worse = ladder(losses(HEAD), losses(rows("one", [400, 402, 401])), none, *NONE_ABOVE, objective="loss")
+    assert worse.climbs[0].left == ["two", "all"] and worse.use is not None and worse.use.place.rung == "head"
 
 
 def test_more_seeds_are_expected_to_narrow_the_interval_as_they_do() -> None:

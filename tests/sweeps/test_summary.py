@@ -77,6 +77,9 @@ def test_the_winner_is_the_best_mean_over_seeds_and_only_whole_candidates_count(
     found = summary_files.write_summary(folder)
     assert found["winner"]["values"] == {"x": "a"} and found["winner"]["seeds"] == ["0", "1", "2"]
     assert [row[0] for row in found["table"]] == ["", "1", "2", "-"]
+    assert found["metrics"] == {
+        "jobs_finished": 7, "jobs_failed": 1, "winner.validation.accuracy": pytest.approx(0.81)
+    }  # fmt: skip
     assert found["failures"] == ["job 7 (x=lucky seed=1): it broke"]
     mean, low, high = score_interval(np.stack([right(count) for count in (80, 82, 81)]))
     assert f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}] over 3 runs" in found["sentences"][0]
@@ -102,8 +105,8 @@ def test_a_failed_job_s_reason_begins_where_hydra_announces_it(tmp_path: Path) -
     assert processes.last_lines(tmp_path / "log") == [f"epoch {at}" for at in range(3, 9)]
 
 
-@pytest.mark.parametrize("objective, target, met", [("accuracy", 0.6, True), ("accuracy", 0.9, False),
-                                                    ("loss", 0.4, True), ("loss", 0.1, False)])  # fmt: skip
+@pytest.mark.parametrize("objective, target, met", [("accuracy", 0.6, True), ("accuracy", 0.75, False),
+                                                    ("loss", 0.4, True), ("loss", 0.3, False)])  # fmt: skip
 def test_the_target_is_looked_for_in_new_results_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch, objective: str, target: float, met: bool
 ) -> None:
@@ -143,6 +146,27 @@ def test_a_trial_whose_other_seeds_have_not_run_yet_is_neither_at_the_target_nor
     Session.check_target(session)
     assert session.on_target
     assert summary_files.write_summary(folder)["winner"]["values"] == {"x": "lucky"}
+
+
+def test_the_winner_of_which_labels_are_inspected_is_that_of_the_summary(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no job of this sweep has finished"):
+        summary_files.winner_values(folder)
+    about = json.loads((folder / "sweep.json").read_text()) | {"repeats": 2}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    add(folder, 0, {"x": "lucky", "seed": "0"}, right(90))
+    assert summary_files.winner_values(folder) == {"x": "lucky"}, "the best so far"
+    for seed in range(2):
+        add(folder, 1 + seed, {"x": "whole", "seed": str(seed)}, right(80))
+    assert summary_files.winner_values(folder) == {"x": "whole"}
+    sweep = {"rungs": {"whole": ["x=whole"], "lucky": ["x=lucky"]}, "climb": "significant", "jobs": 1}
+    ladder = about | {"repeats": 1, "config": {"sweep": sweep, "data": {"folds": 5}}}
+    (folder / "sweep.json").write_text(json.dumps(ladder))
+    for path in folder.glob("*/job.json"):
+        job = json.loads(path.read_text())
+        path.write_text(json.dumps(job | {"place": {"rung": job["values"]["x"], "over": "", "ladder": {}}}))
+    shutil.rmtree(folder / "0")
+    add(folder, 0, {"x": "lucky", "seed": "0"}, right(81), place={"rung": "lucky", "over": "", "ladder": {}})
+    assert summary_files.winner_values(folder) == {"x": "whole"}, "the cheapest rung that is not significantly worse"
 
 
 def test_the_winner_is_not_compared_with_itself(folder: Path) -> None:

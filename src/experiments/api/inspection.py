@@ -147,7 +147,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
     Returns:
         The result, and the run that it belongs to; None for a sweep.
     """
-    from experiments.sweeps import summary
+    from experiments.sweeps import summary_files
 
     run = sweep = None
     try:
@@ -157,7 +157,7 @@ def inspect_labels(named: str, uri: str | None, *, count: int, data: Path | None
         found = candidate_runs.of_job(run.folder) if run.folder else []
         sweep = run.folder.parent if run.folder and found else None
     else:
-        found = candidate_runs.of_candidate(sweep, summary.winner_values(sweep))
+        found = candidate_runs.of_candidate(sweep, summary_files.winner_values(sweep))
     runs = [saved_run.of_folder(other.directory.folder) for other in found] if run is None or found else [run]
     with quiet_start(), signals.loading():
         from experiments.inspection import labels

@@ -203,10 +203,13 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
 
 
 def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
-    """Group runs that differ only in seed and fold, in their order; raise ConfigError if they share no two images."""
+    """Group runs that differ only in seed and fold, in their order; raise ConfigError if they share no two images.
+
+    Folds validate on images of their own, but share their test images: on these, each fold is a group of its own.
+    """
     settings: dict[tuple[tuple[tuple[str, str], ...], str], list[RunFacts]] = {}
     for run in runs:
-        params = _without_repeats(run)
+        params = _without_repeats(run, split)
         if not fold_of(run) and DATA_TAG in run.tags:
             params.pop("data.root", None)  # where the images are does not matter if it is known which they are
         settings.setdefault((tuple(sorted(params.items())), _weights_in_file(run)), []).append(run)
@@ -215,7 +218,7 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     for (given, weights), members in settings.items():
         parts = _by_data(members)
         for part in parts:
-            params = _without_repeats(part[0])
+            params = _without_repeats(part[0], split)
             if alike[given] > 1:
                 params["model.weights"] += f" ({weights[:12]})"
             if DATA_TAG in part[0].tags and (len(parts) > 1 or not fold_of(part[0])):
@@ -224,10 +227,10 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
     return sorted(groups, key=lambda group: runs.index(group.runs[0]))
 
 
-def _without_repeats(run: RunFacts) -> dict[str, str]:
-    """Return the parameters of a run without its seed and its fold."""
+def _without_repeats(run: RunFacts, split: str) -> dict[str, str]:
+    """Return the parameters of a run without those in which the runs of a group differ on a split; see `gather`."""
     params = {key: value for key, value in run.params.items() if key != "seed"}
-    return params | ({"data.fold": "one after the other"} if fold_of(run) else {})
+    return params | ({"data.fold": "one after the other"} if fold_of(run) and split == "validation" else {})
 
 
 def _weights_in_file(run: RunFacts) -> str:

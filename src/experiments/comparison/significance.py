@@ -215,7 +215,8 @@ def unpaired_difference(
     """Compare two configurations that were evaluated on different images; see `difference`.
 
     The accuracies of two models have Newcombe's interval and the p-value that is its dual; for others see
-    `spread_of_mean`, applied to each side. `folds` are those of the images of a, and of b.
+    `spread_of_mean`, applied to each side. `folds` are those of the images of a, and of b. Either both sides have
+    several seeds, or folds, or neither has.
 
     Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), method 10: from the two Wilson intervals.
@@ -232,9 +233,7 @@ def unpaired_difference(
         return Difference(value, *newcombe(*counts), dual_p_value(distance) if value else 1.0, "images", images)
     both = [spread_of_mean(scores, boolean, own) for scores, own in zip((a, b), folds, strict=True)]
     floor = (sum(side.floor[0] for side in both), min(side.floor[1] for side in both))
-    source = both[0].source if "images" not in (side.source for side in both) else "images"
-    spread = Spread(both[0].parts + both[1].parts, floor, source)
-    return _difference(value, spread, images, boolean)
+    return _difference(value, Spread(both[0].parts + both[1].parts, floor, both[0].source), images, boolean)
 
 
 def newcombe(

@@ -201,21 +201,6 @@ def is_on_target(found: Sequence[Candidate], objective: str, target: float) -> b
     return any(interval.low >= target for interval in intervals)
 
 
-def winner_values(folder: Path) -> dict[str, str]:
-    """Return the values of a sweep's winner; of the best candidate so far, if the sweep has no final runs yet.
-
-    Raises:
-        ConfigError: no job has finished.
-    """
-    about, rows = read(folder)
-    if final := next((row for row in rows if row.final), None):
-        return without_repeats(final.values)
-    for candidate in candidates(rows, about["objective"]):
-        if any(row.status == Status.FINISHED for row in candidate.rows):
-            return dict(candidate.values)
-    raise ConfigError(f"{folder}: no job of this sweep has finished")
-
-
 def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
     """Return the conclusion in sentences.
 

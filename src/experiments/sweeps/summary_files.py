@@ -8,9 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.comparison.page import markdown_code, markdown_table, markdown_text
+from experiments.errors import ConfigError
 from experiments.runs.candidate_runs import without_repeats
 from experiments.runs.run_directory import FIGURES
 from experiments.storage import atomic_files
@@ -30,20 +31,50 @@ from experiments.sweeps.sweep_directory import SUMMARY
 from experiments.training.types import UNFINISHED, Status
 
 
+class Standing(NamedTuple):
+    """The candidates of a sweep, and which of them it recommends so far."""
+
+    jobs: list[Row]  # without final runs, and without rungs above the end of a climb
+    ranked: list[Candidate]  # the best first
+    winner: Candidate | None  # None before any has finished
+    climbed: ladder.Climbed | None  # of a ladder sweep, whose winner is the rung to use
+
+
+def standing(about: Mapping[str, Any], rows: Sequence[Row]) -> Standing:
+    """Return the standing of a sweep from the content of its sweep.json and its jobs."""
+    jobs = [row for row in rows if not row.final]
+    if climbed := ladder.climbed(about, jobs):
+        jobs = [row for step in climbed.reached for row in step.candidate.rows]
+    ranked = candidates(jobs, about["objective"], about.get("repeats", 1))
+    winner = next((candidate for candidate in ranked if candidate.ranked), None)
+    if climbed and climbed.use:
+        winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
+    return Standing(jobs, ranked, winner, climbed)
+
+
+def winner_values(folder: Path) -> dict[str, str]:
+    """Return the values of a sweep's winner; without one, of the best candidate that has a finished job.
+
+    Raises:
+        ConfigError: no job has finished.
+    """
+    about, rows = read(folder)
+    _, ranked, winner, _ = standing(about, rows)
+    begun = (candidate for candidate in ranked if any(row.status == Status.FINISHED for row in candidate.rows))
+    best = winner or next(begun, None)
+    if best is None:
+        raise ConfigError(f"{folder}: no job of this sweep has finished")
+    return dict(best.values)
+
+
 def write_summary(folder: Path) -> dict[str, Any]:
     """Write summary.md, .csv, .json and figures into a sweep's directory; return the content of SUMMARY."""
     from experiments.sweeps import plots
 
     about, rows = read(folder)
-    objective, jobs = about["objective"], [row for row in rows if not row.final]
-    climbed = ladder.climbed(about, jobs)
-    if climbed:  # rungs above the end of the climb are not reported
-        jobs = [row for step in climbed.reached for row in step.candidate.rows]
-        rows = [*jobs, *(row for row in rows if row.final)]
-    ranked = candidates(jobs, objective, about.get("repeats", 1))
-    winner = next((candidate for candidate in ranked if candidate.ranked), None)
-    if climbed and climbed.use:
-        winner = next(candidate for candidate in ranked if candidate.values == climbed.use.candidate.values)
+    objective = about["objective"]
+    jobs, ranked, winner, climbed = standing(about, rows)
+    rows = [*jobs, *(row for row in rows if row.final)]
     # The final runs of a former winner are not reported.
     held_out = [row for row in rows if row.final and winner and without_repeats(row.values) == winner.values]
     settings = about.get("config", {}).get("sweep", {})
