@@ -6,6 +6,8 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.config.schema import Config
+from experiments.data.types import NearDuplicatePair
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import data, near_duplicates
 from experiments.regimes.build import build_source
@@ -30,7 +33,7 @@ def damaged(drawn: Path, tmp_path: Path) -> Path:
     cut = root / "train" / "stripes" / "stripes.5.jpg"
     cut.write_bytes(cut.read_bytes()[:-40])
     shutil.copy(root / "train" / "blobs" / "blobs.0.jpg", root / "train" / "blobs" / "twice.jpg")
-    Image.fromarray(np.full((20, 30), 80, "uint8")).save(root / "validation" / "blobs" / "grey.png")
+    Image.fromarray(np.full((20, 60), 80, "uint8")).save(root / "validation" / "blobs" / "grey.png")
     return root
 
 
@@ -68,8 +71,8 @@ def test_the_table_and_the_words_count_what_is_there(damaged: Path, config: Read
     assert ["blobs", "11", "7", "4", "22"] in rows and ["stripes", "11", "6", "4", "21"] in rows
     assert ["all", "22", "13", "8", "43"] in rows
     printed = "\n".join(data.sentences(found, 48))
-    assert "width 30 to 48 pixels (median 48), height 20 to 48 (48)" in printed and "1 images are enlarged" in printed
-    assert "RGB 42, L 1" in printed and "smallest 30 x 20" in printed and "validation/blobs/grey.png" in printed
+    assert "width 48 to 60 pixels (median 48), height 20 to 48 (48)" in printed and "1 images are enlarged" in printed
+    assert "RGB 42, L 1" in printed and "smallest 60 x 20" in printed and "validation/blobs/grey.png" in printed
 
 
 def test_more_than_an_error_shows_are_listed_and_a_folder_that_is_not_there(tmp_path: Path, config: Read) -> None:
@@ -147,5 +150,12 @@ def test_near_duplicates_are_listed_and_shown_side_by_side(drawn: Path, tmp_path
     assert line.endswith(", mirrored")
     titles = [panel.get_title(loc="left") for figure in data.draw(report, 4).subfigs for panel in figure.axes]
     assert titles.count("train and validation: blobs and stripes") == 1
+    splits = SimpleNamespace(split="train", class_name="a"), SimpleNamespace(split="test", class_name="a")
+    entries = [SimpleNamespace(path=f"{side}{at}", **vars(splits[side])) for at in range(50) for side in range(2)]
+    many = [NearDuplicatePair(f"0{at}", f"{int(at >= 25)}{at + 1 - at // 25}", 0.9, False) for at in range(50)]
+    found = SimpleNamespace(entries=entries, near_duplicates=many, leaks=tuple(many[25:]))
+    first, *listed, last = near_duplicates.lines(cast(Any, found), "warn")
+    assert first.startswith("50 pairs of near-duplicates, 25 in two splits") and len(listed) == 25
+    assert all("train and test" in line for line in listed) and last.startswith("  and 25 more, in one split each")
     with_errors = data.inspect_data(config("data=folder", f"data.root={root}", "data.on_leak=error"))
     assert [issue.path for issue in with_errors.fatal] == ["validation/stripes/scene.jpg"]

@@ -36,6 +36,7 @@ class Trained:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.data, self.deleted, self.runs = "data", set[str](), list[PlannedRun]()
         self.stop_after: int | None = None
+        self.held_out = True
         patch.setattr(processes, "run_worker_task", self.ask)
         patch.setattr(plots, "draw", lambda *arguments: None)
         patch.setattr(scheduler, "run_jobs", self.run)
@@ -72,7 +73,7 @@ class Trained:
                 found = {"deleted": str(folder)} if str(folder) in self.deleted else about
                 known.setdefault(facts["identity"], found)
         jobs = [{"identity": (own := self.identity(config)), **known.get(own, {})} for config in configs]
-        return {"jobs": jobs, "lines": [], "seconds": None, "held_out": True, "features_missing": False}
+        return {"jobs": jobs, "lines": [], "seconds": None, "held_out": self.held_out, "features_missing": False}
 
     def run(self, launcher: Any, jobs: Sequence[PlannedRun], stop_reason: Any, ended: Callable[..., None]) -> None:
         for at, job in enumerate(jobs):
@@ -225,6 +226,14 @@ def test_a_sweep_at_its_target_has_its_final_run_and_starts_no_job_again(trained
     assert any(line.startswith("Read once on the test images: accuracy 15.0%") for line in printed)
     assert printed[-1].startswith("2 jobs are not finished, as sweep.target=0.2 is reached")
     assert len(trained("optimizer.lr=0.03,0.01,0.02")) == 2, "without a target the sweep continues"
+
+
+def test_without_test_images_one_of_the_winner_s_seeds_keeps_the_whole_model(trained: Trained) -> None:
+    swept = ("optimizer.lr=0.01,0.02", "seed=0,1")
+    assert [(job.config.optimizer.lr, job.config.seed) for job in trained(*swept)[4:]] == [(0.02, 0), (0.02, 1)]
+    trained.held_out = False
+    trained.data = "without test images"
+    assert [(job.config.optimizer.lr, job.config.seed) for job in trained(*swept)[4:]] == [(0.02, 0)]
 
 
 def test_every_job_records_what_was_typed_about_its_model(trained: Trained) -> None:

@@ -26,7 +26,7 @@ from experiments.cli import evaluate, inspect, ui
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.config.identity import logged
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, Pruned
 from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes import scratch
@@ -315,14 +315,17 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
     assert [point.step for point in history] == [0, 1, 2, 3, 4]
 
 
-def test_a_run_that_is_stopped_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Pruned])
+def test_a_run_that_is_stopped_is_killed(
+    error: type[BaseException], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stopped(*arguments: object, **options: object) -> NoReturn:
-        raise KeyboardInterrupt
+        raise error("behind the others")
 
     monkeypatch.setattr(scratch, "fit", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        store.train("stopped", "regime=scratch")
-    assert store.run("stopped").info.status == "KILLED"
+    with pytest.raises(error):
+        store.train(f"stopped by {error.__name__}", "regime=scratch")
+    assert store.run(f"stopped by {error.__name__}").info.status == "KILLED"
 
 
 def test_runs_are_found_by_id_beginning_and_name(store: Store) -> None:
@@ -618,7 +621,7 @@ def test_an_evaluation_whose_upload_breaks_off_is_not_running(
 def test_evaluations_of_a_run_are_not_uploaded_with_its_files(away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     (folder / "evaluations" / "later").mkdir(parents=True)
-    for name in ("evaluations/later/metrics.json", "metrics.json"):
+    for name in ("evaluations/later/metrics.json", "metrics.json", "training_features.npz"):
         (folder / name).write_text("{}")
     upload.log_files(run_id, folder, {})
     assert [file.path for file in client.list_artifacts(run_id)] == ["metrics.json"]
@@ -816,6 +819,20 @@ def test_a_run_that_went_on_without_mlflow_and_finished_is_finished(store: Store
     sync.sync(folder, None, whole=False)
     found = client.get_run(run_id)
     assert found.info.status == "FINISHED" and "failure" not in found.data.tags
+
+
+def test_the_points_of_an_unfinished_run_end_with_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run trains the epochs after it again."""
+    rows = ["step,phase,epoch,timestamp,loss", *(f"{at},scratch,{at},{at},0.5" for at in range(4))]
+    (tmp_path / "curves.csv").write_text("".join(f"{row}\n" for row in rows))
+    monkeypatch.setattr(sync.Checkpoints, "holds", lambda checkpoints, record: record.epoch < 2)
+
+    def steps(status: str) -> set[int]:
+        return {step for *_, step in sync.points(tmp_path, {"status": status})}
+
+    assert steps("KILLED") == {0, 1} and steps("FINISHED") == {0, 1, 2, 3}
 
 
 def test_what_cannot_be_synced_is_reported_for_each_folder(
