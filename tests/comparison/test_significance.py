@@ -163,7 +163,7 @@ def test_sides_without_common_seeds_or_images_have_the_variances_of_both() -> No
     assert found is not None and found.parts[:2] == (sides[0].parts[0], sides[1].parts[0])
     means = b.mean(axis=0) - a.mean(axis=0)
     images = (float(np.sum((means - means.mean()) ** 2)) + 1) / (40 * 39) - sides[0].residual - sides[1].residual
-    assert found.parts[2] == (pytest.approx(images), 39) and images > 0
+    assert found.parts[2] == pytest.approx((images, 39)) and images > 0
     apart = unpaired_difference(a, b[:, :10])
     assert apart.spread is not None and len(apart.spread.parts) == 4
     assert apart.spread.floor[1] == 9 and apart.images == 10, "those of the side with fewer images"
@@ -262,7 +262,7 @@ def test_more_images_do_not_reduce_the_variance_between_seeds() -> None:
 def test_more_folds_reduce_the_variance_by_as_much_as_their_overlap_allows() -> None:
     three = Spread(((0.005, 2.0),), (0.001, 299.0), "folds")
     (between, degrees), floor = three.repeated(3, 5).parts[0], three.repeated(3, 5).floor
-    assert (between, degrees) == (pytest.approx(0.005 * (1 / 5 + 1 / 4) / (1 / 3 + 1 / 2)), 4)
+    assert (between, degrees) == pytest.approx((0.005 * (1 / 5 + 1 / 4) / (1 / 3 + 1 / 2), 4))
     assert floor == pytest.approx((0.001 * 3 / 5, 299 * 5 / 3)), "each fold brings images of its own"
     assert three.on_images(4) == Spread(((0.00125, 2.0),), (0.00025, 1196.0), "folds")
 

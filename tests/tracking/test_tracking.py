@@ -50,6 +50,7 @@ from experiments.tracking import (
 )
 from experiments.tracking.experiment import open_experiment
 from experiments.tracking.upload import Kind
+from experiments.training.checkpoints import Checkpoints
 
 METRICS = {
     "loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds", "images_per_second",
@@ -827,7 +828,7 @@ def test_the_points_of_an_unfinished_run_end_with_its_checkpoint(
     """A resumed run trains the epochs after it again."""
     rows = ["step,phase,epoch,timestamp,loss", *(f"{at},scratch,{at},{at},0.5" for at in range(4))]
     (tmp_path / "curves.csv").write_text("".join(f"{row}\n" for row in rows))
-    monkeypatch.setattr(sync.Checkpoints, "holds", lambda checkpoints, record: record.epoch < 2)
+    monkeypatch.setattr(Checkpoints, "holds", lambda checkpoints, record: record.epoch < 2)
 
     def steps(status: str) -> set[int]:
         return {step for *_, step in sync.points(tmp_path, {"status": status})}
