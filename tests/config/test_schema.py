@@ -246,6 +246,13 @@ def test_a_fold_is_one_of_the_folds(config: Read) -> None:
     assert config("data.folds=3", "data.fold=2").data.fold == 2
 
 
+def test_a_gray_range_ascends(config: Read) -> None:
+    for value in ("[5,5]", "[9,5]"):
+        (line,) = fault(config, f"data.gray_range={value}")
+        assert line.startswith("data: gray_range must be [black, white], black below white. Received: ")
+    assert config("data.gray_range=[5,6]").data.gray_range == [5, 6]
+
+
 def test_hinge_gives_no_probabilities(config: Read) -> None:
     assert fault(config, "loss=hinge", "label_smoothing=0.1") == [
         "label_smoothing: must be 0 with loss=hinge. Received: 0.1"
@@ -301,6 +308,11 @@ def test_a_dangling_interpolation_is_a_configuration_fault(config: Read) -> None
     assert fault(config, "optimizer.lr=${sed}")[0] == (
         r"optimizer.lr: Interpolation key 'sed' not found. Where ${ is meant as text, write \${"
     )
+
+
+def test_an_interpolation_in_outputs_is_refused(config: Read) -> None:
+    (line,) = fault(config, r"outputs='/a/\${b}'")
+    assert line == "outputs: must not have ${ in it, which Hydra replaces. Received: /a/${b}"
 
 
 def test_more_blocks_than_there_are(config: Read) -> None:
@@ -409,7 +421,8 @@ def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config:
     "tracking=none", "tracking.experiment=other", "runtime.threads=1", "notes=hello", "+tags.question=dropout",
     "outputs=/elsewhere", "progress=none", "evaluate.test=false", "data.root=B", "objective=loss",
     "trusted_packages=[mine]", "must_reach=0.5", "runtime.devices=1", "runtime.deterministic=true",
-    "tracking.log_model=false",
+    "tracking.log_model=false", "model.weights=body.weights.h5", "regime.head_from='0123456789abcdef0123456789abcdef'",
+    "continue_from=/a/run",
 ])  # fmt: skip
 def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config: Read) -> None:
     base = ["regime=finetune", "data=folder", "data.root=A"]
@@ -454,7 +467,7 @@ def test_identity_of_a_debug_run_includes_what_it_changes(config: Read) -> None:
 
 
 @pytest.mark.parametrize("override, counts", [
-    ("positive=cats", False), ("threshold.fixed=0.3", False),
+    ("positive=cats", False), ("threshold.fixed=0.3", False), ("monitor=validation_accuracy", False),
     ("schedule=cosine", False), ("schedule.warmup=1", False), ("early_stopping=3", False), ("best_weights=true", False),
     ("must_reach=0.5", False), ("epochs=3", False), ("optimizer.clipnorm=1", False),
     ("loss=mse", True), ("label_smoothing=0.1", True), ("class_weights=balanced", True),

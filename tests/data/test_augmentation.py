@@ -84,9 +84,14 @@ def test_draws_stay_in_their_ranges_and_use_them() -> None:
     numbers = only.draw(np.random.default_rng(0), 4000, 100)
     angles = np.rad2deg(np.arctan2(numbers[:, 3], numbers[:, 0]))
     assert -40 <= angles.min() < -39 and 39 < angles.max() <= 40
-    shift = affine(**(NONE | {"width_shift": 0.2}), horizontal_flip=False, fill="nearest")
-    columns = shift.draw(np.random.default_rng(0), 4000, 100)[:, 2]
-    assert -20 <= columns.min() < -19.5 and 19.5 < columns.max() <= 20
+    for name, column in (("width_shift", 2), ("height_shift", 5)):
+        shift = affine(**(NONE | {name: 0.2}), horizontal_flip=False, fill="nearest")
+        moved = shift.draw(np.random.default_rng(0), 4000, 100)[:, [2, 5]]
+        assert -20 <= moved.min() < -19.5 and 19.5 < moved.max() <= 20 and not moved[:, [2, 5].index(column) - 1].any()
+    sheared = affine(**(NONE | {"shear": 30.0}), horizontal_flip=False, fill="nearest")
+    numbers = sheared.draw(np.random.default_rng(0), 4000, 100)
+    angles = np.rad2deg(np.arctan2(-numbers[:, 1], numbers[:, 4]))
+    assert -30 <= angles.min() < -29 and 29 < angles.max() <= 30
     zoom = affine(**(NONE | {"zoom": 0.2}), horizontal_flip=False, fill="nearest")
     factors = zoom.draw(np.random.default_rng(0), 4000, 100)
     assert abs(np.corrcoef(factors[:, 0], factors[:, 4])[0, 1]) < 0.1  # one factor an axis, independent

@@ -189,6 +189,14 @@ def test_a_layers_argument_is_an_override_and_a_wrong_one_is_explained(config: R
         read(["augmentation=strong", "augmentation.layers.0.hue_facto=0.5"])
 
 
+def test_layers_in_a_row_draw_for_themselves_and_leave_pixels_in_range() -> None:
+    layers = [keras.layers.RandomContrast(0.5), keras.layers.RandomContrast(0.5), keras.layers.Rescaling(9.0)]
+    pixels, _ = augmentation.seeded(layers)(tf.fill((1, 2, 2, 3), 100.0), tf.zeros((1, 2)), tf.constant([1, 2]))
+    assert np.max(pixels) == 255
+    first, second = (np.asarray(layer.variables[0]).tolist() for layer in layers[:2])
+    assert first != second
+
+
 @pytest.fixture
 def bfloat16() -> Iterator[None]:
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -342,6 +350,9 @@ def test_trivialaugments_moves_at_the_highest_level_are_pillows(name: str) -> No
     inside = peer(np.full_like(pixels[0], 255)) == 255  # Pillow leaves the rest black
     assert inside.mean() > 0.5
     assert np.abs(ours - peer(pixels[0]))[inside].max() < 1.5  # Pillow rounds
+    white = np.full_like(pixels, 255)
+    darkest = [int(np.min(trivial(fill)(white, numbers[highest][:1]))) for fill in ("nearest", "constant")]
+    assert darkest == [255, 0], "outside of the image"
 
 
 def test_trivialaugment_changes_most_images() -> None:

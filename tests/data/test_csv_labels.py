@@ -118,6 +118,13 @@ def test_given_splits_are_kept_and_an_unlabelled_test_split_is_left_aside(place:
     assert Counter(entry.split for entry in drawn.entries) == {"train": 6, "validation": 2}, "the column is not used"
 
 
+def test_a_labelled_test_split_is_kept(place: Path) -> None:
+    splits = ["train", "train", "val", "val", "test", "Testing", "train", "train"]
+    rows = [[*row, split] for row, split in zip(rows_of(place), splits, strict=True)]
+    found = read(listing(write(place / "labels.csv", [["path", "label", "split"], *rows])), place)
+    assert [entry.path for entry in found.of("test")] == ["b/0.png", "b/1.png"] and not found.skipped
+
+
 def test_a_column_called_split_with_other_values_gives_no_splits(place: Path) -> None:
     rows = [[*row, str(number % 5)] for number, row in enumerate(rows_of(place))]
     file = write(place / "labels.csv", [["path", "label", "split"], *rows])

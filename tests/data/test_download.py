@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
+        self.server.encodings.append(self.headers["Accept-Encoding"])
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         answer = self.server.plan.pop(0) if self.server.plan else properly
         answer(self, self.server.body, start)
@@ -63,6 +64,7 @@ class Host(ThreadingHTTPServer):
         self.body = body
         self.plan: list[Callable[[Any, bytes, int], object]] = []
         self.ranges: list[str | None] = []  # of the requests so far
+        self.encodings: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/some/set.zip"
 
 
@@ -138,6 +140,7 @@ def test_a_download_is_the_file_and_is_not_repeated(host: Host, tmp_path: Path) 
     assert fetch(host, tmp_path / "new" / "folder") == BODY
     assert fetch(host, tmp_path / "new" / "folder") == BODY
     assert host.ranges == [None]
+    assert host.encodings == ["identity"], "ranges must not be those of a compressed file"
 
 
 @pytest.mark.parametrize("at", [1, 1000, len(BODY) // 2, len(BODY) - 1])

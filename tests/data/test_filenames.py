@@ -52,6 +52,8 @@ def test_split_and_group_may_be_in_the_path(tmp_path: Path) -> None:
     draw(tmp_path / "other" / "p3_cat_0.png")
     (issue,) = filenames(root=tmp_path, pattern=pattern, cache=tmp_path).issues
     assert issue.path == "other/p3_cat_0.png" and "Received: 'other'" in issue.text
+    with pytest.raises(ConfigError, match="its group split is train for none of the images"):
+        filenames(root=tmp_path, pattern=pattern.replace(r"\w+", "val", 1), cache=tmp_path)
 
 
 def test_labels_that_look_the_same_are_one_class(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_class_with_few_groups_has_images_in_every_split() -> None:
 
 def test_one_large_group_does_not_fill_a_small_split() -> None:
     large = [ListedImage(f"a/p99_{n}.png", "a", "", "99") for n in range(100)]
-    for seed in range(5):
+    for seed in range(20):
         images = grouping.draw_splits([*patients(), *large], FRACTIONS, seed, "", [])
         assert {image.split for image in images if image.group == "99"} == {"train"}
 
@@ -112,7 +112,11 @@ def test_folds_of_groups_partition_the_training_images(folds: int) -> None:
         counts = Counter(image.class_name for image in of_fold)
         assert abs(counts["a"] - counts["b"]) <= 5, "one patient more or less"
     assert sorted(validated) == sorted(image.path for image in train)
+    seeded = [grouping.draw_fold(train, 0, folds, seed, "", []) for seed in (0, 1, 0)]
+    assert seeded[0] == seeded[2] != seeded[1]
     issues = []
+    grouping.draw_fold(train, 0, 12, 0, "", issues)
+    assert not issues, "as many folds as groups"
     grouping.draw_fold(train, 0, 20, 0, "train/", issues)
     assert [issue.path for issue in issues] == ["train/a", "train/b"]
     assert "12 groups (data.group), too few for data.folds=20" in issues[0].text
@@ -241,6 +245,8 @@ def test_classes_are_selected_and_ordered(animals: Path) -> None:
     assert Counter(entry.class_name for entry in found.entries) == {"fox": 6, "cat": 10}
     labels = {row["class_name"]: row["label"] for row in manifest.to_rows(found)}
     assert labels == {"fox": 0, "cat": 1}
+    other = read(animals, classes={name: [name] for name in ("cat", "fox")})
+    assert found.entries == other.entries and manifest.fingerprint(found) != manifest.fingerprint(other)
 
 
 def test_classes_are_merged(animals: Path) -> None:
@@ -249,6 +255,7 @@ def test_classes_are_merged(animals: Path) -> None:
     assert Counter(entry.class_name for entry in found.entries) == {"pet": 20, "wild": 9}
     other = read(animals, classes={"pet": ["cat", "fox"], "wild": ["dog", "owl", "yak"]})
     assert manifest.fingerprint(found) != manifest.fingerprint(other)
+    assert read(animals, classes={"pet": ["cat"], "wild": ["fox", "yak"]}, min_per_class=2).classes == ("pet", "wild")
 
 
 def test_merged_classes_may_lack_a_folder_in_a_split(tmp_path: Path) -> None:
@@ -293,6 +300,7 @@ def test_small_classes_are_dropped_and_listed(animals: Path) -> None:
     with pytest.raises(DataError) as raised:
         read(animals)
     assert "yak" in str(raised.value) and "data.min_per_class=2" in str(raised.value), "advice that works"
+    (animals / "yak" / "notes.txt").touch()  # no issue of the classes that are used
     found = read(animals, min_per_class=2)
     assert found.classes == ("cat", "dog", "fox", "owl")
     assert [(image.path, image.reason) for image in found.skipped] == [

@@ -140,6 +140,17 @@ def test_a_second_reading_decodes_and_compares_nothing(presplit: Path, monkeypat
     assert read(presplit) == first
 
 
+def test_another_version_decodes_and_compares_again(
+    presplit: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read(presplit).near_duplicates
+    monkeypatch.setattr(near_duplicates, "VERSION", near_duplicates.VERSION + 1)
+    monkeypatch.setattr(near_duplicates, "find_near_duplicates", lambda thumbnails: [])
+    with caplog.at_level(logging.INFO):
+        assert not read(presplit).near_duplicates
+    assert "Decoding 21 images" in caplog.text
+
+
 def test_damaged_results_are_computed_again(presplit: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = read(presplit)
     files = [next((presplit.parent / "cache" / kind).iterdir()) for kind in ("near_duplicates", "thumbnails")]

@@ -22,7 +22,7 @@ from noise import draw, draw_classes
 from PIL import Image
 
 from experiments.data import manifest, validation
-from experiments.data.pixel_cache import images_of, splits_of
+from experiments.data.pixel_cache import images_of, open_image, splits_of
 from experiments.data.sources.folder import folder
 from experiments.data.splitting import split_counts
 from experiments.data.types import ImageWarning, Manifest
@@ -219,6 +219,7 @@ def test_more_folds_than_training_images_name_the_training_folder(given: Path) -
         read(given, fold=0, folds=1000)
     assert "too few for data.folds=1000; add images or lower it" in line(str(raised.value), "train/cats")
     assert "validation/cats" not in str(raised.value)
+    assert sizes(read(given, fold=0, folds=7))["validation", "dogs"] == 1, "as many folds as images"
 
 
 @pytest.mark.parametrize("name", ["0", "4", "aaa", "zzz"])
@@ -371,6 +372,8 @@ def test_grays_are_read_with_the_range_of_the_data_set(root: Path) -> None:
         pixels = images_of(found, "train", 4, cache, held=True)
         at = pixels.ids.index("train/cats/xray.png")
         assert pixels.pixels[at : at + 1][0, 0, :, 0].tolist() == expected
+        opened = open_image(root, pixels.ids[at], pixels.entries[at].sha256, found.decoder_settings)
+        assert np.asarray(opened)[0, :, 0].tolist() == expected
     assert "train/cats/xray.png" in message(root)
 
 

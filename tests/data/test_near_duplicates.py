@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
+from experiments.data import near_duplicates
 from experiments.data.near_duplicates import find_near_duplicates, thumbnail
 
 
@@ -113,7 +114,7 @@ def test_images_that_are_all_alike_must_agree_without_a_crop() -> None:
     assert pairs([*images, ALTERATIONS["jpeg"](images[7])]) == {(7, 60)}
 
 
-def test_many_copies_of_one_image_are_joined_by_pairs() -> None:
+def test_many_copies_of_one_image_are_joined_by_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [scene(seed) for seed in range(3)]
     copies = [encode(images[1], quality) for quality in range(30, 95, 3)]
     joined = {1}
@@ -121,6 +122,8 @@ def test_many_copies_of_one_image_are_joined_by_pairs() -> None:
     for _ in found:
         joined |= {path for pair in found if joined & set(pair) for path in pair}
     assert joined == {1, *range(3, 3 + len(copies))}
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", 7)
+    assert pairs([*images, *copies]) == found
 
 
 @pytest.mark.parametrize("count, seconds", [(4_000, 10), pytest.param(20_000, 60, marks=pytest.mark.slow)])

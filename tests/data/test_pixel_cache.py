@@ -24,7 +24,7 @@ from experiments.data.pixel_buffer import PixelBuffer
 from experiments.data.pixel_cache import images_of, open_image, splits_of
 from experiments.errors import DataError
 from experiments.images import decoder
-from experiments.images.decoder_settings import DEFAULTS
+from experiments.images.decoder_settings import DEFAULTS, DecoderSettings
 from experiments.images.resizing import resize
 from experiments.storage import array_cache
 from experiments.storage.csv_files import encodable
@@ -62,9 +62,10 @@ def test_pixels_are_the_decoders_and_kept(root: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(images_of(found, "train", 4, cache, held=True).pixels[:], pixels[:])
     with pytest.raises(AssertionError, match="decoded again"):
         _ = images_of(found, "train", 5, cache, held=True).pixels
-    monkeypatch.setattr("PIL.__version__", "0")
-    with pytest.raises(AssertionError, match="decoded again"):
-        _ = images_of(found, "train", 4, cache, held=True).pixels
+    for name, version in (("PIL.__version__", "0"), ("experiments.images.decoder.VERSION", decoder.VERSION + 1)):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="decoded again"):
+            patch.setattr(name, version)
+            _ = images_of(found, "train", 4, cache, held=True).pixels
 
 
 def test_folds_read_the_pixels_of_the_images_without_folds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,8 @@ def test_folds_read_the_pixels_of_the_images_without_folds(root: Path, monkeypat
 
 
 def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    twice = splits_of(read(root), 4, root.parent / "other", 1e9)
+    padding = DecoderSettings(resize="pad")
+    twice = splits_of(read(root, decoder_settings=padding), 4, root.parent / "other", 1e9)
     expected = [part.pixels[:] for part in (twice.train, twice.validation)]
     decodings: list[int] = []
     right = decoder.decoding
@@ -110,8 +112,8 @@ def test_images_are_decoded_once_for_verdict_and_pixels(root: Path, monkeypatch:
         with monkeypatch.context() as patched:
             if full:
                 patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or nothing)
-            decoded = PixelBuffer(4, memory, cache)
-            found = read(root, cache=cache, buffer=decoded)
+            decoded = PixelBuffer(4, memory, cache, padding.resize)
+            found = read(root, cache=cache, buffer=decoded, decoder_settings=padding)
         dataset = splits_of(found, 4, cache, 1e9, decoded)
         for mine, theirs in zip((dataset.train, dataset.validation), expected, strict=True):
             np.testing.assert_array_equal(mine.pixels[:], theirs)

@@ -34,6 +34,8 @@ def test_layout_and_counts(tmp_path: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == ["train", "validation"]
     with Image.open(root / "train/cats/cats.0.jpg") as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
+    with Image.open(order(tmp_path, size=40) / "train/cats/cats.0.jpg") as image:
+        assert image.size == (40, 40)
 
 
 def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from experiments.errors import DataError
 from experiments.images import decoder
@@ -100,6 +101,30 @@ def test_orientation_is_applied(format: str, orientation: int) -> None:
     content = encode(drawn(), format, exif=exif, **options)
     np.testing.assert_allclose(pixels(content).astype(int), np.asarray(expected).astype(int), atol=10)
     assert facts(content)[:2] == (WIDTH, HEIGHT)  # as stored
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_orientation_in_xmp_is_applied_where_exif_has_none(format: str) -> None:
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options: dict[str, Any] = {"xmp": xmp.encode()}
+    if format == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
+    assert decoder.decode(encode(drawn(), format, **options)).size == (HEIGHT, WIDTH)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    assert decoder.decode(encode(drawn(), format, **options, exif=exif)).size == (WIDTH, HEIGHT)
+
+
+def test_the_first_exif_of_a_jpeg_counts() -> None:
+    segments = []
+    for orientation in (6, 3):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        body = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        segments.append(b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body)
+    content = encode(drawn(), "JPEG")
+    assert decoder.decode(content[:2] + b"".join(segments) + content[2:]).size == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])

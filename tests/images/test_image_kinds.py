@@ -56,7 +56,8 @@ def png(color_type: int, bits: int, rows: Sequence[bytes], width: int, *chunks: 
 
 def tiff(pixels: bytes, width: int, bits: int, order: str = "<", following: int = 0, **tags: int) -> bytes:
     """One row of one band; a tag of None is left out."""
-    numbers = {"photometric": 262, "sample_format": 339}
+    numbers = {"reduced": 254, "photometric": 262, "tile_width": 322, "tile_length": 323, "further": 330,
+               "sample_format": 339, "dng_version": 50706}  # fmt: skip
     named = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: len(pixels)}
     named |= {numbers[name]: value for name, value in tags.items()}
     entries = sorted((tag, value) for tag, value in named.items() if value >= 0)
@@ -125,6 +126,17 @@ def test_what_a_tiff_leaves_open_is_an_error() -> None:
         decoder.decode(tiff(b"\1\2", 2, 8, sample_format=2))
 
 
+def test_a_tiff_that_is_a_preview_or_takes_too_much_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tags in ({"dng_version": 1}, {"reduced": 1, "further": 8}):
+        with pytest.raises(DataError, match="is a raw photograph .* only a preview"):
+            decoder.decode(tiff(b"\1\2", 2, 8, "<", 0, **tags))
+    with pytest.raises(DataError, match="is too large .the pixels of one of its tiles, at most 89,478,485"):
+        decoder.decode(tiff(b"\1\2", 2, 8, tile_width=9600, tile_length=9600))
+    monkeypatch.setattr(decoder, "_MOST_STRIPS", 0)
+    with pytest.raises(DataError, match="has more than 0 strips or tiles"):
+        decoder.decode(tiff(b"\1\2", 2, 8))
+
+
 # --- 16-bit colors, and transparency
 
 
@@ -179,6 +191,10 @@ def test_blank_images_come_with_a_warning() -> None:
     speck = Image.new("L", (900, 900))
     speck.putpixel((13, 7), 200)
     assert warned(encode(speck)) == []
+    for level, is_blank in ((3, True), (4, False)):
+        speck = Image.new("L", (9, 9))
+        speck.putpixel((4, 4), level)
+        assert bool(warned(encode(speck))) == is_blank
 
 
 # --- valid files with odd metadata
@@ -192,6 +208,7 @@ def test_large_and_expanding_metadata_of_a_png_is_no_damage_and_not_read() -> No
         chunk(b"zTXt", b"Comment\0\0" + bomb),
         chunk(b"tEXt", b"C\0" + bytes(5_000_000)),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb),
+        chunk(b"acTL", struct.pack(">II", 1, 0)),  # an animation of one frame
     ):
         for place in (33, -12):  # before the pixels, and after
             assert color(red[:place] + extra + red[place:]) == RED
@@ -257,10 +274,14 @@ def test_the_check_for_the_end_is_linear() -> None:
 
 
 def test_many_scans_of_many_pixels_are_refused() -> None:
-    whole = encode(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
-    start = whole.rindex(b"\xff\xda")
+    def scanned(side: int) -> bytes:
+        whole = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+        start = whole.rindex(b"\xff\xda")
+        return whole[:-2] + whole[start:-2] * 200 + b"\xff\xd9"
+
     with pytest.raises(DataError, match=r"has 2\d\d scans, which would take minutes"):
-        decoder.decode(whole[:-2] + whole[start:-2] * 200 + b"\xff\xd9")
+        decoder.decode(scanned(4000))
+    assert decoder.decode(scanned(40)).size == (40, 40)
 
 
 # --- other formats, pages and frames

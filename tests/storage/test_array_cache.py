@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
-from experiments.storage import array_cache, atomic_files
+from experiments.storage import array_cache, atomic_files, named_arrays
 
 SPEC = {"files": ["a", "b"], "image_size": 4}
 SHAPE = (3, 5)
@@ -145,6 +146,13 @@ def test_entry_of_another_shape_is_not_used(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array, [[0, 1], [2, 3]])
 
 
+def test_entry_of_another_specification_is_not_used(tmp_path: Path) -> None:
+    make(tmp_path)
+    other = {**SPEC, "image_size": 5}
+    entry(tmp_path).rename(entry(tmp_path).with_name(array_cache.key(other)))
+    assert (make(tmp_path, lambda array: array.fill(7), other) == 7).all()
+
+
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     def fail(array: np.ndarray) -> None:
         array[0] = 1
@@ -155,6 +163,16 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert_clean(tmp_path, entries=0)
     make(tmp_path)
     assert_clean(tmp_path)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path, never)
+    assert_clean(tmp_path, entries=0)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
@@ -333,6 +351,15 @@ def test_what_is_used_is_not_removed(tmp_path: Path) -> None:
     assert array_cache.remove(tmp_path, entry(tmp_path)), "gone is gone"
 
 
+def test_named_arrays_in_use_are_not_removed(tmp_path: Path) -> None:
+    file, holder = tmp_path / "manifests" / "abc.npz", {SHAPE}
+    named_arrays.write(file, {"numbers": np.arange(3)})
+    assert named_arrays.load(file, holder)["numbers"].tolist() == [0, 1, 2]
+    assert not array_cache.remove(tmp_path, file)
+    del holder
+    assert array_cache.remove(tmp_path, file)
+
+
 def test_what_is_written_is_not_removed(tmp_path: Path) -> None:
     def write(array: np.ndarray) -> None:
         (draft,) = entry(tmp_path).parent.iterdir()
@@ -365,3 +392,17 @@ def test_write_file_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         atomic_files.write_file(path, b"newer")
     assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_flushed_before_it_appears_and_its_name_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flushed = tmp_path / "file", list[tuple[bool, int, bool]]()
+
+    def fsync(number: int) -> None:
+        status = os.fstat(number)
+        flushed.append((stat.S_ISDIR(status.st_mode), status.st_size if not flushed else 0, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic_files.write_file(path, b"new")
+    assert flushed == [(False, 3, False), (True, 0, True)]

@@ -26,6 +26,7 @@ from experiments.system.redaction import (  # fmt: skip
     is_concealed,
     redact_credentials,
     redacted,
+    remember,
     reveal,
     visible,
 )
@@ -108,13 +109,15 @@ def test_what_is_replaced_and_what_stays(text: str, expected: str) -> None:
     assert redact_credentials(text) == expected
 
 
-def test_known_values_are_replaced_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_values_are_replaced_wherever_they_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     password = "corr ect@Horse/1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{quote(password, safe='')}@host/db")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:Pr0xy-pw@proxy:3128")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "tok-12345")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mlflow")  # a word that stands in many texts
+    monkeypatch.setenv("SIGNING_SECRET", str(tmp_path))  # the path of a file with it is none itself
     redaction._known_values.cache_clear()
+    assert redact_credentials(f"in {tmp_path}") == f"in {tmp_path}"
     for form in (password, quote(password), quote_plus(password), "Pr0xy-pw", "tok-12345"):
         assert redact_credentials(f"login with {form!r} failed") == "login with '***' failed", form
     assert redact_credentials("mlflow.exceptions") == "mlflow.exceptions"
@@ -139,6 +142,15 @@ def test_arguments_without_credentials_and_back() -> None:
     assert reveal("***", "data.other") == "***" and is_concealed("***")
     assert reveal("http://b:***@h", "x.1") == "http://b:2@h"
     assert conceal_arguments(hidden) == hidden, "as the jobs of a sweep get them"
+
+
+def test_texts_that_are_alike_once_redacted_or_unresolved_have_a_value_for_each_key() -> None:
+    for key, number in (("tracking.uri", 1), ("sweep.storage", 2)):
+        assert remember(key, f"http://me:pw-{number}@h") == "http://me:***@h"
+        assert remember(f"{key}.name", f"value-{number}", "${.name}") == "${.name}"
+    assert reveal("http://me:***@h", "tracking.uri") == "http://me:pw-1@h"
+    assert reveal("${.name}", "tracking.uri.name") == "value-1"
+    assert reveal("${.name}", "data.name") == "${.name}"
 
 
 def test_the_environment_gives_back_what_a_file_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
