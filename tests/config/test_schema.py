@@ -102,6 +102,18 @@ def test_a_wrong_type_is_refused(override: str, key: str, allowed: str, received
     assert fault(config, override) == [f"{key}: must be {allowed}. Received: {received}"]
 
 
+@pytest.mark.parametrize("override, limit, received", [
+    ("outputs=", "at least 1 character", "''"),  # of an unset variable; its runs would be in /runs
+    ("model.weights=", "at least 1 character", "''"),
+    ("data.group=", "at least 1 character", "''"),
+    ("data.gray_range=[1]", "at least 2 items", "[1]"),
+    ("data.gray_range=[1,2,3]", "at most 2 items", "[1, 2, 3]"),
+])  # fmt: skip
+def test_a_wrong_length_is_refused(override: str, limit: str, received: str, config: Read) -> None:
+    key = override.partition("=")[0]
+    assert fault(config, override) == [f"{key}: must have {limit}. Received: {received}"]
+
+
 @pytest.mark.parametrize("key, good, bad", [
     ("schedule=cosine schedule.final", (0, 1), (-0.1, 1.1)),
     ("schedule=exponential schedule.decay", (0.001, 1), (0, 1.1)),

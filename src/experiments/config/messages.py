@@ -104,18 +104,18 @@ def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -
         return unknown_key(key, model.model_fields, error["input"])
     if error["type"] == "missing":
         return f"{key}: no value, and the run needs one. Give one: +{key}=..."
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.partition(" or instance of ")[0]
+    if error["type"] == "value_error":
+        return f"{key}: {error['msg'].removeprefix('Value error, ')}"
+    # Pydantic says "Input should be ...", "List should have at least 2 items after validation, not 1".
+    message = re.split(" or instance of | after validation", error["msg"].partition(" should ")[2])[0]
     if error["type"] == "model_type":
         names = next(kind.model_fields for kind in _types_at(error["loc"], root) if hasattr(kind, "model_fields"))
-        message = f"given by its keys: {', '.join(f'{key}.{name}' for name in names)}"
+        message = f"be given by its keys: {', '.join(f'{key}.{name}' for name in names)}"
     if error["type"] == "string_pattern_mismatch":
-        message = f"of the form {error['ctx']['pattern']}"
+        message = f"be of the form {error['ctx']['pattern']}"
     if key == "class_weights":
-        message = "'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
-    if error["type"] == "value_error":
-        return f"{key}: {message}"
-    line = f"{key}: must be {message}. Received: {error['input']!r}"
+        message = "be 'balanced', null (all alike) or {CLASS: WEIGHT, ...}"
+    line = f"{key}: must {message}. Received: {error['input']!r}"
     if error["type"] == "string_type" and isinstance(error["input"], int | float | list):
         line += _as_text(key)
     if error["type"] != "literal_error":

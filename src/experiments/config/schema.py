@@ -159,7 +159,7 @@ class Head(Node):
 class Model(Component):
     native_size: int = Field(ge=8)  # side in pixels that the network is made for; the default of data.image_size
     finetune_lr: float = Field(gt=0)  # the default of optimizer.lr for fine-tuning the network
-    weights: str | None
+    weights: str | None = Field(min_length=1)
     preprocessing: Literal["rescale", "tf", "caffe", "torch", "none"]
     blocks: list[str] | None = Field(None, min_length=1)  # prefixes of layer names; null: stages by resolution
     layers: dict[str, ConvBlock] | None = None
@@ -303,7 +303,7 @@ class Config(Node):
     tags: dict[str, str]
     notes: str
     progress: Literal["auto", "none"]
-    outputs: str
+    outputs: str = Field(min_length=1)  # an empty one would be the root of the file system
     resume: str | None
     continue_from: str | None
     _unresolved: Mapping[str, str] = PrivateAttr(default_factory=dict)
