@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import keras
@@ -129,6 +130,8 @@ def test_curves_have_a_row_an_epoch(tuned: Path) -> None:
     stamps = [int(row["timestamp"]) for row in rows]
     assert stamps == sorted(stamps)
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("loss", "validation_loss", "seconds"))
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    assert sum(float(row["seconds"]) for row in rows) <= metrics["fit_seconds"] <= metrics["total_seconds"]
 
 
 def test_predictions_and_metrics_agree(tuned: Path) -> None:
@@ -270,8 +273,9 @@ def test_accumulation_beyond_the_end_is_refused(drawn: Path, config: Callable[..
         components = build(config(*root, f"{key}.gradient_accumulation_steps={steps}"), {})
         with pytest.raises(ConfigError, match=rf"{key}\.gradient_accumulation_steps: must be at most {3 * epochs}, "):
             read_data(components, keep=False)
-    ignored = config(*root, "regime=bottleneck", "regime.head_optimizer.gradient_accumulation_steps=10")
-    read_data(build(ignored, {}), keep=False)
+    for unread in ("regime=bottleneck", f"regime.head_from={'a' * 32}"):
+        given = config(*root, unread, "regime.head_optimizer.gradient_accumulation_steps=10")
+        read_data(build(given, {}), keep=False)
     # A sweep, which reads the data of its jobs once, checks every job.
     jobs = [config(*root, f"optimizer.gradient_accumulation_steps={steps}") for steps in (6, 7)]
     with pytest.raises(ConfigError, match="Received: 7"):
@@ -310,6 +314,30 @@ def test_what_devices_cannot_share_evenly_is_refused(config: Callable[..., schem
         check_shares(2, {"train": 7, "validation": 3})
     with pytest.raises(ConfigError, match=r"batch_size: must be a multiple of runtime\.devices \(2\).*Received: 15"):
         config("runtime.devices=2", "batch_size=15")
+
+
+@pytest.mark.parametrize("source, head", [("trained in this run", 3.0), ("head cache", 0.0)])
+def test_the_time_of_a_run_has_that_of_its_earlier_processes_and_not_that_of_what_it_found(
+    source: str, head: float
+) -> None:
+    epochs = [("head", 0, 1.0), ("head", 1, 2.0), ("finetune", 0, 10.0), ("finetune", 1, 20.0)]
+    history = tuple(
+        EpochRecord(step, phase, epoch, 1000 * step, {"seconds": seconds})
+        for step, (phase, epoch, seconds) in enumerate(epochs)
+    )
+    result, began = TrainingResult(keras.Model(), history, {}, {"head_source": source}), 2.5
+    alone: Any = SimpleNamespace(continued=None)
+    assert run_module.earlier_seconds(alone, result, began) == head + 10
+    assert run_module.reused_seconds(result) == 3 - head
+    further: Any = SimpleNamespace(continued=SimpleNamespace(epochs=lambda: history[2:3]))
+    assert run_module.earlier_seconds(further, result, began) == head
+
+
+def test_times_that_were_recorded_before_a_resume_are_kept() -> None:
+    active: Any = SimpleNamespace(facts={"total_seconds": 5.0, "ended": 7})
+    result = TrainingResult(keras.Model(), (), {})
+    spent, ended = run_module.times(active, result, {"earlier": 0.0, "seconds": {"fit_seconds": 2.0}}, 0.0)
+    assert (spent, ended) == ({"total_seconds": 5.0, "fit_seconds": 2.0}, 7)
 
 
 def test_curves_are_on_disk_before_they_are_tracked(tmp_path: Path) -> None:

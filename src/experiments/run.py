@@ -89,8 +89,8 @@ def run(config: schema.Config, planned: str | None = None) -> float:
             labels = dataset.validation.labels
             warnings = known.get("warnings") or training_checks.warnings_of(config, result, best, labels)
             warnings += [warning for warning in threshold_warnings(config, decision) if warning not in warnings]
-        active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused_seconds(result),
-                    **decision.facts())  # fmt: skip
+        reused = known.get("reused_seconds", reused_seconds(result))
+        active.note(**seconds, ended=ended, warnings=warnings, reused_seconds=reused, **decision.facts())
         metrics = {
             f"{split}.{name}": value for split, report in reports.items() for name, value in report.metrics.items()
         }
@@ -141,7 +141,7 @@ def train(
 
     Returns:
         The result; and what is known about its training, as from `facts_of`: times in `seconds`, `earlier` of them
-        before a resume, and if the result was restored, the `warnings` of the run that was trained.
+        before a resume, and if the result was restored, `warnings` and `reused_seconds` of the run that was trained.
     """
     config, trained, began = components.config, components.config.sweep.trained, time.time()
     checkpoints = Checkpoints(active.directory.checkpoints)

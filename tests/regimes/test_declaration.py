@@ -21,6 +21,7 @@ from experiments.models.head import POOLING
 from experiments.regimes.build import build
 from experiments.regimes.declaration import Declaration, declaration_of
 from experiments.run import read_data
+from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import plan, worker_tasks
 from experiments.sweeps.launchers.processes import WorkerTask
 from experiments.system.progress import Terminal
@@ -144,6 +145,8 @@ def test_a_winner_is_evaluated_with_its_weights_if_its_regime_declares_them(
     assert {path.name.partition(".")[0] for path in (trained / "weights").iterdir()} == files
     identity = json.loads((trained / "run.json").read_bytes())["identity"]
     assert plan.has_weights(trained, identity) == (name == "probe")
+    recorded = {"first_candidate": 1, "reused_seconds": 4.5}
+    RunDirectory(trained).write_facts(RunDirectory(trained).facts() | recorded)
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained once more"))
     again = (*given(name), f"hydra.run.dir={evaluated}", f"sweep.trained={trained}")
     if name == "undeclared":
@@ -153,6 +156,7 @@ def test_a_winner_is_evaluated_with_its_weights_if_its_regime_declares_them(
     run_here(*again)
     for file in ("metrics.json", "predictions_test.csv", "predictions_validation.csv", "curves.csv"):
         assert (evaluated / file).read_bytes() == (trained / file).read_bytes(), file
+    assert recorded.items() <= RunDirectory(evaluated).facts().items()
 
 
 @pytest.mark.slow  # `fit` resumes in tests/training/test_fit.py

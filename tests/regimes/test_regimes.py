@@ -25,10 +25,12 @@ from experiments.images import decoder
 from experiments.models import network
 from experiments.regimes import bottleneck, feature_cache, finetune
 from experiments.regimes.build import build
+from experiments.regimes.declaration import declaration_of
 from experiments.run import read_data
+from experiments.system.private_api import flatten_layers
 from experiments.system.progress import Terminal
 from experiments.training import checkpoints
-from experiments.training.types import EpochRecord, RunComponents, TrainingContext, TrainingResult
+from experiments.training.types import EpochRecord, PhaseInputs, RunComponents, TrainingContext, TrainingResult
 
 TIMES = ("seconds", "images_per_second", "input_wait")
 CONVNET = ("model=convnet", "data.image_size=48", "model.head.pooling=average")
@@ -241,11 +243,20 @@ def test_each_stage_learns_slower_than_the_one_above_it(small: Callable[..., Don
             np.testing.assert_allclose(slower, moved * factor, rtol=1e-3, atol=1e-8)
 
 
+def test_layers_before_the_first_stage_learn_as_slowly_as_it(drawn: Path, store: Path) -> None:
+    backbone = built(drawn, store, *NETWORKS["convnet"], "model.blocks=[block2,block3]").backbone
+    factors = finetune.rate_factors(backbone, 0.25)
+    found = [factors.get(id(backbone.model.get_layer(f"block{number}_conv").kernel), 1) for number in (1, 2, 3)]
+    assert found == [0.25, 0.25, 1]
+
+
 def test_finetune_finds_the_head_that_bottleneck_trained(once: Callable[..., Done]) -> None:
     head = once("normalised", "regime=bottleneck")
     tuned = finetuned(once)
     assert tuned.result.facts == {"head_source": "head cache"}
     assert tuned.result.history[:2] == head.result.history  # with its own timestamps
+    assert tuned.result.head_scores is not None
+    np.testing.assert_allclose(tuned.result.head_scores, head.result.scores["validation"], atol=1e-5)
 
 
 @pytest.fixture
@@ -292,6 +303,60 @@ def test_a_second_finetune_finds_head_and_activations(first: Done, small: Callab
     assert changed(first.after, second.after) == changed(first.head, second.head) == set()
 
 
+@pytest.fixture
+def prepared(drawn: Path, store: Path, heads_stay_new: None) -> Callable[..., PhaseInputs]:
+    """What a regime trains in its last phase."""
+
+    def call(*overrides: str) -> PhaseInputs:
+        components = built(drawn, store, *NETWORKS["convnet"], *overrides)
+        prepare = declaration_of(components.regime).prepare
+        assert prepare is not None
+        context = TrainingContext(Terminal(Console(quiet=True)), lambda record: None)
+        return prepare(components, read_data(components), context)
+
+    return call
+
+
+def test_batch_statistics_follow_the_batches_of_the_whole_training(prepared: Callable[..., PhaseInputs]) -> None:
+    model = prepared("regime=scratch", "model.layers.block3.batch_norm=true", "epochs=10").model
+    (norm,) = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norm.momentum == pytest.approx(1 - 20 / 30), "of ten epochs of three batches"
+
+
+@pytest.mark.parametrize("regime", ["scratch", "bottleneck", "finetune"])
+def test_the_order_of_the_images_follows_from_the_seed(regime: str, prepared: Callable[..., PhaseInputs]) -> None:
+    def order(seed: int) -> list[int]:
+        batches = prepared(f"regime={regime}", "augmentation=none", f"seed={seed}").batches
+        return [label for _, labels in batches.dataset.take(batches.steps) for label in labels.numpy().tolist()]
+
+    first, other = order(0), order(1)
+    assert sorted(first) == sorted(other) and first != other
+
+
+@pytest.mark.parametrize("settings", [
+    ["regime=scratch"], ["regime=finetune", "regime.views=2"], ["regime=finetune", "regime.views=0"]
+])  # fmt: skip
+def test_layers_of_the_augmentation_are_applied_to_what_is_trained_on_and_to_that_alone(
+    settings: list[str], prepared: Callable[..., PhaseInputs]
+) -> None:
+    blank = "augmentation.layers=[{_target_: keras.layers.Rescaling, scale: 0.0}]"
+    inputs = prepared(*settings, "augmentation=none", blank)
+    (trained, _), (validated, _) = (next(iter(dataset)) for dataset in (inputs.batches.dataset, inputs.validation))
+    assert np.ptp(trained, axis=0).max() == 0 < np.ptp(validated, axis=0).max(), "black images are all alike"
+
+
+def test_a_head_is_that_of_the_run_that_has_trained_it_and_found_for_every_other(drawn: Path, store: Path) -> None:
+    components = built(drawn, store, *NETWORKS["convnet"], "regime=finetune")
+    dataset = read_data(components)
+
+    def source(name: str) -> str:
+        run = TrainingContext(Terminal(Console(quiet=True)), lambda record: None, checkpoints.Checkpoints(store / name))
+        return finetune.prepare(components, dataset, run)[0].source
+
+    trained, resumed, other = source("first"), source("first"), source("second")
+    assert trained == resumed == "trained in this run" and other == "head cache"
+
+
 @pytest.mark.usefixtures("heads_stay_new")
 def test_every_image_goes_through_the_network_once(small: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     """For the head's features and those at the boundary, as it is; and once for every view."""
@@ -300,7 +365,7 @@ def test_every_image_goes_through_the_network_once(small: Callable[..., Done], m
     done = small("regime=finetune", "augmentation=light", "evaluate.test=true")
     assert sum(done.ran) == train + validation + test + train * views
     assert len(done.ran) == 3 + views, "each split fits into a batch"
-    deeper = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=2", "regime.views=1", "seed=0")
+    deeper = small("regime=finetune", "augmentation=light", "regime.unfrozen_blocks=2", "regime.views=3", "epochs=1")
     assert deeper.result.facts == {"head_source": "head cache"}
     assert sum(deeper.ran) == validation + test + train, "the head's features are not asked for"
     plain = small("regime=finetune", "augmentation=none", "seed=1")
@@ -343,7 +408,7 @@ def test_a_head_is_kept_by_what_its_pixels_and_numbers_come_from(
     done = small("regime=bottleneck")
     assert locked == [True]
     assert bottleneck.head_folder(done.components, done.dataset).is_dir()
-    for module in (decoder, network):
+    for module in (decoder, network, bottleneck):  # the last one's is that of `fit`
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", module.VERSION + 1)
             assert bottleneck.cached_head(done.components, done.dataset) is None

@@ -30,6 +30,8 @@ from experiments.training.types import (
     TrainingResult,
 )
 
+TRAINED_HERE = "trained in this run"  # the source of a head
+
 
 class TrainedHead(NamedTuple):
     model: keras.Model  # pooled features [B, D] -> logits
@@ -112,7 +114,7 @@ def train_head(components: RunComponents, dataset: Dataset, context: TrainingCon
     """Train a new head on the backbone's pooled features."""
     inputs = head_inputs(components, dataset, context)
     history = fit(inputs, components.phase, context)
-    return TrainedHead(inputs.model.get_layer("head"), history, "trained in this run")
+    return TrainedHead(inputs.model.get_layer("head"), history, TRAINED_HERE)
 
 
 def cached_head(components: RunComponents, dataset: Dataset) -> TrainedHead | None:

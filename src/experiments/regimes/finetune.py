@@ -17,6 +17,7 @@ from experiments.models.network import (
 )
 from experiments.models.stages import Backbone
 from experiments.regimes.bottleneck import (
+    TRAINED_HERE,
     TrainedHead,
     cached_head,
     frozen_backbone,
@@ -136,10 +137,15 @@ def find_trained_head(components: RunComponents, dataset: Dataset, context: Trai
         head = components.head(len(dataset.classes))
         load_weights(head, components.head_file, "regime.head_from")
         return TrainedHead(head, (), f"run {components.config.regime.head_from}")
-    cached = cached_head(head_components(components), dataset)
-    for record in cached.history if cached else ():
+    of_head = head_components(components)
+    cached = cached_head(of_head, dataset)
+    if cached is None:
+        return None
+    for record in cached.history:
         context.record(record)
-    return cached
+    # A checkpoint of the whole head phase shows that this run has trained the head, before it was interrupted.
+    is_own = not context.remaining(PhaseName.HEAD, of_head.config.epochs)
+    return cached._replace(source=TRAINED_HERE) if is_own else cached
 
 
 def stored_views(components: RunComponents, network_split: NetworkSplit) -> list[int | None]:

@@ -93,7 +93,7 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
     """Return what a run directory records about its training.
 
     Returns:
-        `seconds` (metric -> value), `warnings` and `first_candidate` (see `candidate_epochs`).
+        `seconds` (metric -> value), `reused_seconds`, `warnings` and `first_candidate` (see `candidate_epochs`).
 
     Raises:
         ConfigError: the directory does not hold a finished run of this identity.
@@ -107,5 +107,6 @@ def facts_of(folder: Path, identity: str) -> dict[str, Any]:
         )
     seconds = {name: metrics[name] for name in ("total_seconds", "fit_seconds") if name in metrics}
     return {
-        "seconds": seconds, "warnings": facts.get("warnings", []), "first_candidate": facts.get("first_candidate")
+        "seconds": seconds, "reused_seconds": facts.get("reused_seconds", 0.0), "warnings": facts.get("warnings", []),
+        "first_candidate": facts.get("first_candidate"),
     }  # fmt: skip
