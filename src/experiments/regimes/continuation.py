@@ -141,7 +141,7 @@ def continued_state(
             ", ".join(other),
         )
         return State([*variables, *moments], history=state.history)
-    patience = {"wait": 0, "stopped_epoch": 0} if state.stopped and state.stopping else {}
+    patience = {"wait": 0} if state.stopped and state.stopping else {}
     return State([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)
 
 

@@ -234,7 +234,7 @@ class CheckpointCallback(keras.callbacks.Callback):
     It has to be the last callback, so that the checkpoint holds what the others change.
     """
 
-    COUNTED = ("wait", "stopped_epoch", "best", "best_epoch")  # the attributes of EarlyStopping that a checkpoint holds
+    COUNTED = ("wait", "best")  # the attributes of EarlyStopping that a checkpoint holds
 
     def __init__(self, logger: EpochLogger, stopping: EarlyStopping | None, context: TrainingContext) -> None:
         super().__init__()
