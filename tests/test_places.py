@@ -18,9 +18,9 @@ from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.reuse import like, resume
 from experiments.runs import active_run, run_directory
-from experiments.runs.location import outputs_of, store_of, store_of_run
+from experiments.runs.location import folder_of, outputs_of, store_of, store_of_run
 from experiments.system.paths import STORE, default_outputs, sqlite_file, sqlite_uri, tracking_uri
-from experiments.tracking import connection, inputs, queries, sync, view
+from experiments.tracking import connection, inputs, mlflow_run, queries, sync, view
 
 Run = Callable[..., None]
 SMALL = ("data.image_size=48", "batch_size=8", "epochs=1", "regime=scratch", "progress=none", "hydra/job_logging=none",
@@ -85,6 +85,7 @@ def test_whatever_names_a_run_finds_it_where_outputs_were_moved(
     assert len(queries.read_predictions(uri, facts, "validation")) == 12
     assert saved_run.find(run_id).folder == folder and saved_run.find("first").folder == folder
     assert resume.find(run_id, [], "resume") == folder
+    assert folder_of(run_id, str(folder), uri) == folder and folder_of("f" * 32, str(folder), uri) is None
     wanted = config(f"model.weights={run_id}", "regime=bottleneck")
     assert inputs.fetch(wanted, home / "x")["model.weights"].stat().st_size > 10_000
     assert [name for name, _ in view.configure_experiment_view(uri)] == ["experiments"]
@@ -160,9 +161,12 @@ def test_a_run_whose_directory_is_gone_is_resumed_from_here(
 
 @pytest.mark.parametrize("deleted", ["trash", "for good"])
 def test_a_run_deleted_in_mlflow_is_named_and_resumed(
-    deleted: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config]
-) -> None:
-    run_id, uri, folder = finished["id"], tracking_uri(), interrupt(home)
+    deleted: str, home: Path, finished: dict[str, Any], run_here: Run, config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run_id, uri, folder = finished["id"], tracking_uri(), interrupt(home, model="logged")
+    models: list[str | None] = []
+    monkeypatch.setattr(mlflow_run.MlflowRun, "model", lambda tracker, *_: models.append(tracker.run_id))
     connection.check(uri)
     place = client(home)
     place.delete_run(run_id)
@@ -180,9 +184,10 @@ def test_a_run_deleted_in_mlflow_is_named_and_resumed(
             look()
     if deleted == "trash":  # the id still leads to the folder
         assert resume.find(run_id, [], "resume") == folder
-    run_here(f"resume={folder}", "runtime.threads=null")
+    run_here(f"resume={folder}", "runtime.threads=null", "tracking.log_model=true")
     facts = json.loads((folder / run_directory.FACTS).read_text())
     (run,) = place.search_runs(["1"])
+    assert models == ([] if deleted == "trash" else [run.info.run_id]), "once in every run"
     assert facts["run_id"] == run.info.run_id and run.info.status == "FINISHED"
     assert (run.info.run_id == run_id) == (deleted == "trash")
     assert len(place.get_metric_history(run.info.run_id, "loss")) == 1
@@ -219,10 +224,12 @@ def test_a_folder_of_another_run_is_refused_before_any_work(
 
 def test_what_a_rerun_or_a_run_that_never_began_leaves_is_cleared(home: Path, config: Callable[..., Config]) -> None:
     folder = home / "runs" / "first"
-    (folder / "output.log").touch()
+    kept = ["job.json", "output.log", "unsent.jsonl"]  # the last holds what MLflow has not received
+    for name in kept:
+        (folder / name).touch()
     active_run.check_vacant(folder, config("sweep.rerun=true"))
     active_run.clear(folder)
-    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == ["output.log"]
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == kept
     (folder / run_directory.FACTS).write_text('{"command": {}, "status": "FAILED"}')
     active_run.check_vacant(folder, config())
 

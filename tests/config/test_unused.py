@@ -84,3 +84,5 @@ def test_what_like_brings_is_not_typed(tmp_path: Path, config: Read, monkeypatch
     command = like.expand([f"like={tmp_path}", "regime=scratch"])
     assert any("weights" in override for override in unused.brought), "or there is nothing to be refused"
     unused.check_weights([config(*command)], command)
+    like.expand(["regime=scratch"])
+    assert not unused.brought, "the next run of this process is like none"

@@ -290,6 +290,16 @@ def test_each_head_layer_may_set_its_own_dropout_and_penalties() -> None:
     assert zero.get_layer("wide").kernel_regularizer is None and zero.get_layer("wide_dropout").rate == 0.0
 
 
+def test_logits_are_float32_in_mixed_precision() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        head = dense_head(6, head_config({"wide": Dense(units=8)}), 3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert [head.get_layer(name).compute_dtype for name in ("wide", "logits")] == ["bfloat16", "float32"]
+    assert head.output.dtype == "float32"
+
+
 def test_a_head_without_hidden_layers_is_dropout_and_logits() -> None:
     head = dense_head(6, head_config(dropout=0.25), 2)
     assert [layer.name for layer in head.layers] == ["features", "dropout", "logits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import zipfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.models import network, weights
+from experiments.models.architecture import architecture, differences
 from experiments.models.backbone import build_backbone
 from experiments.models.head import dense_head
 from experiments.models.stages import Backbone
@@ -268,6 +270,16 @@ def test_files_that_refer_to_others_are_refused(config: Configure, tmp_path: Pat
     assert "refers to other" in text and str(path) in text and "model.save_weights" in text
 
 
+def test_a_setting_that_was_written_as_float32_is_no_other_one() -> None:
+    inputs = keras.Input((4,))
+    here = architecture(keras.Model(inputs, keras.layers.BatchNormalization(epsilon=1e-3)(inputs)))
+    there = copy.deepcopy(here)
+    there[1]["settings"]["epsilon"] = float(np.float32(1e-3))
+    assert there != here and differences(there, here) == []
+    there[1]["settings"]["epsilon"] = 1.001e-3
+    assert differences(there, here) == ["batch_normalization[0].epsilon: 0.001001 there, 0.001 here"]
+
+
 def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure, tmp_path: Path) -> None:
     path = tmp_path / "head.weights.h5"
     given = config(*CONVNET)
@@ -276,6 +288,10 @@ def test_a_head_belongs_to_the_backbone_that_it_was_trained_on(config: Configure
     record = head_record(given.model, body, head, network.join(body, "average", head))
     weights.save(head, path, record)
     check_head(given.model, path, body)
+    for damaged in ({}, record | {"reference": "?"}, record | {"backbone": None}):
+        weights.save(head, tmp_path / "damaged.weights.h5", damaged)
+        with pytest.raises(ConfigError, match=r"regime\.head_from: .*damaged\.weights\.h5: its record is damaged"):
+            check_head(given.model, tmp_path / "damaged.weights.h5", body)
     for change, named in (
         ("model.head.pooling=max", "model.head.pooling: 'average' there, 'max' here"),
         ("data.image_size=64", "data.image_size: 48 there, 64 here"),

@@ -170,6 +170,22 @@ def test_the_backbones_identity_follows_weights_and_architecture(config: Configu
     assert len({first, *others}) == 5
 
 
+def test_the_identity_of_a_run_follows_its_head_and_the_version(
+    config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config(*CONVNET, "regime=finetune", f"regime.head_from={'a' * 32}")
+    files = [tmp_path / f"{seed}.weights.h5" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        build(given.model_copy(update={"seed": seed}), {}).head(2).save_weights(file)
+
+    def identity(fetched: dict[str, Path]) -> str:
+        return build(given, fetched).identity(given, "data")
+
+    identities = [identity({}), *(identity({"regime.head_from": file}) for file in files)]
+    monkeypatch.setattr("experiments.regimes.build.__version__", "0")
+    assert len({*identities, identity({})}) == 4
+
+
 def test_mobilenets_identity_repeats(config: Configure) -> None:
     settings = config("model=mobilenet_v2", "regime=bottleneck", "data.image_size=64", "model.weights=null")
     assert build(settings, {}).backbone.identity == build(settings, {}).backbone.identity

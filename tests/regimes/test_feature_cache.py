@@ -28,6 +28,7 @@ from experiments.data.pixel_cache import select
 from experiments.data.types import ImageRecord, ImageSet
 from experiments.errors import ConfigError
 from experiments.images import decoder
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.models import network, stages
 from experiments.models.network import NetworkSplit, split_network
 from experiments.models.stages import Backbone
@@ -185,6 +186,8 @@ def test_rows_are_what_the_network_makes_of_the_images(tmp_path: Path) -> None:
     for view, augmented in zip(views, pixels, strict=True):
         np.testing.assert_allclose(view[64:96], cuts(components)[1].frozen_part(augmented), atol=1e-5)
     assert np.any(views[0][:] != views[1][:]) and np.any(views[0][:] != rows[:])
+    other = feature_cache.reader(tiny(tmp_path, "augmentation.seed=1"), images, 0)(slice(64, 96))
+    assert np.any(other != pixels[0])
     files = sorted(path.parent.name for path in (tmp_path / "cache").rglob("array.npy"))
     assert files == sorted(["0000000", "0000256", "0000512"] * 4)
 
@@ -344,6 +347,8 @@ def test_numbers_beyond_float16_are_an_error(tmp_path: Path) -> None:
     network_split.frozen_part.get_layer("block1_conv").bias.assign([0, 0, 0, 70_000.0])
     with pytest.raises(ConfigError, match=r"regime\.activations: float16 .* 65,504.*block2_conv reach 7\d,.*=float32"):
         extract(components, [FeatureRequest(network_split, images)], Told())
+    with pytest.raises(ConfigError, match="reach 70,000"):
+        feature_cache.FeatureTable(components, FeatureRequest(network_split, images)).narrowed(np.array([[-7e4]]))
     assert contents(tmp_path) == {}
     exact = tiny(tmp_path)
     assert extract(exact, [FeatureRequest(cuts(exact)[1], images)], Told())[0].shape == (40, 8, 8, 4)
@@ -404,6 +409,8 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
         name(tiny(tmp_path, "regime.activations=float16")), name(tiny(tmp_path, "augmentation.seed=1"), 0),
         name(tiny(tmp_path, "augmentation.rotation=3"), 0), name(tiny(tmp_path, filters=5)),
         name(components, images=arrange([1, 0, *range(2, 40)])), name(components, images=arrange(list(range(39)))),
+        name(components, images=dataclasses.replace(images, decoder_settings=DecoderSettings(resize="crop"))),
+        *(name(tiny(tmp_path, f"model.head.pooling={pool}"), unfrozen=0) for pool in ("average", "max")),
     ]  # fmt: skip
     changed = ((augmentation, "VERSION"), (decoder, "VERSION"), (network, "VERSION"), (feature_cache, "BATCH"))
     for module, version in changed:
@@ -417,6 +424,7 @@ def test_the_key_moves_with_all_that_the_numbers_depend_on(tmp_path: Path, monke
     assert len(set(names)) == len(names)
     assert name(tiny(tmp_path, "seed=5", "epochs=3", "augmentation.rotation=3")) == names[0]
     assert name(tiny(tmp_path, "seed=5")) == names[0] and name(tiny(tmp_path), 1) == names[2]
+    assert name(tiny(tmp_path, "model.head.pooling=max")) == names[0], "the head's pooling is above the split point"
 
 
 def test_an_entry_records_its_purpose(tmp_path: Path) -> None:

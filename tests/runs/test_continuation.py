@@ -108,18 +108,23 @@ def test_a_continued_run_equals_a_longer_one(
 
 
 def test_without_its_state_the_optimizer_starts_anew_from_the_weights(
-    run_here: Run, short: Path, tmp_path: Path
+    run_here: Run, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer, (arrays,) = tmp_path / "longer", short.glob("checkpoints/head/*/arrays.npz")
     arrays.write_bytes(arrays.read_bytes()[:-9])
     with pytest.raises(SystemExit, match=r"state that .*a-copy has kept is gone or damaged: .*remove it, and begin"):
         run_here(f"continue={short}", "epochs=3", *QUIET, f"hydra.run.dir={tmp_path / 'refused'}")
     shutil.rmtree(short / "checkpoints")
+    candidates: list[list[int]] = []
+    monkeypatch.setattr(
+        "experiments.run.best_epoch", lambda found, _: candidates.append([record.epoch for record in found])
+    )
     run_here(f"continue={short}", "epochs=3", "optimizer.lr=1e-12", *QUIET, f"hydra.run.dir={longer}")
     assert "WARNING] - continue: the optimizer starts anew, from the weights" in (longer / "train.log").read_text()
     rows = [(path / "curves.csv").read_text().splitlines() for path in (short, longer)]
     assert rows[1][:3] == rows[0] and len(rows[1]) == 1 + 3
     assert read(longer, "run.json")["first_candidate"] == 2, "the weights of the best epoch before are not known"
+    assert candidates == [[2]]
     before, now = (read(path, "metrics.json")["validation.loss"] for path in (short, longer))
     assert now == pytest.approx(before, rel=1e-5), "a tiny rate leaves the weights as they were"
 
@@ -164,6 +169,7 @@ def test_jobs_of_a_sweep_continue_a_run_with_identities_of_their_own(
     continued = [config(*given, f"continue_from={short}", f"optimizer.lr={rate}") for rate in (1e-4, 1e-5)]
     jobs = prepare_jobs([*continued, config(*given)])
     assert len({job.identity for job in jobs}) == 3
+    continuation_of.check(config(*given, f"continue_from={short}", "model.head.dropout=0.1", "model.head.l2=0.1"))
     assert [bool(job.components.continued) for job in jobs] == [True, True, False]
 
 
@@ -178,6 +184,11 @@ def test_a_winner_is_continued_from_the_state_of_its_job(
     copies = continuation_of.copy_source(config(f"continue_from={winner}"), tmp_path / "longer")
     assert copies and read(copies, "run.json")["state"] == str(short / "checkpoints")
     assert RunDirectory(copies).epochs() == RunDirectory(short).epochs()
+    shutil.rmtree(short / "checkpoints")
+    stateless = continuation_of.copy_source(config(f"continue_from={winner}"), tmp_path / "other")
+    assert stateless and read(stateless, "run.json")["state"] is None
+    identities = {continuation_of.source_identity(RunDirectory(place)) for place in (copies, stateless)}
+    assert len(identities) == 2, "a run without the optimizer's state ends otherwise"
 
 
 REFUSED = {
@@ -227,3 +238,7 @@ def test_a_run_is_found_by_the_end_of_its_name(short: Path, tmp_path: Path, monk
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"continue: must be a run's folder, or the id or the end of the name"):
         like.without_continue(["continue=opy", "epochs=4"])
+    shutil.copytree(short, short.with_name("b-copy"))
+    assert resume.find("a-copy", [], "resume") == short
+    with pytest.raises(ConfigError, match="resume: must be a run's folder"):
+        resume.find("copy", [], "resume")

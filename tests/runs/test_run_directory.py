@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.errors import ConfigError
+from experiments.config.schema import Config
+from experiments.errors import ConfigError, Pruned
 from experiments.runs import predictions
+from experiments.runs.active_run import ActiveRun, open_run
+from experiments.runs.curves import Curves
 from experiments.runs.predictions import Prediction
-from experiments.runs.run_directory import FACTS, METRICS, RunDirectory
+from experiments.runs.run_directory import CURVES, FACTS, METRICS, RunDirectory
+from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.types import EpochRecord, Status
 
 CAT = Prediction('a,"b"\n.png', "1" * 64, "Käfer", "猫", 0.75, False, {"Käfer": 0.25, "猫": 0.75})
 DOG = Prediction("b.png", "2" * 64, "猫", "猫", 0.6, True, {"Käfer": 0.4, "猫": 0.6})
@@ -41,3 +50,45 @@ def test_metrics_count_only_for_the_finished_run_of_the_identity(tmp_path: Path)
     fetched = RunDirectory(tmp_path / "job")
     fetched.write_fetched({METRICS: b'{"validation.loss": 1.0}'}, "z", "id")
     assert fetched.finished("z") == {"validation.loss": 1.0} and fetched.facts() == {}
+
+
+def test_a_run_has_one_process_and_one_that_is_started_again_waits_for_the_last_to_end(
+    tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_facts({"command": {}})
+    last = (tmp_path / ".run.lock").open("w")
+    fcntl.flock(last, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="this run is still going on, in another process"):
+        ActiveRun(directory, config(f"resume='{tmp_path}'"))
+    threading.Timer(0.2, last.close).start()
+    ActiveRun(directory, config("resume=auto")).end(Status.KILLED)
+    assert directory.facts()["status"] == Status.KILLED
+
+
+@pytest.mark.parametrize("error, status", [
+    (ValueError(), Status.FAILED), (SystemExit("by the regime"), Status.FAILED), (Pruned(), Status.PRUNED),
+    (KeyboardInterrupt(), Status.KILLED),
+])  # fmt: skip
+def test_a_run_records_how_it_ends(
+    error: BaseException, status: Status, tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_facts({"command": {}})
+    with pytest.raises(type(error)), open_run(directory, config("resume=auto")):
+        raise error
+    assert directory.facts()["status"] == status
+
+
+@pytest.mark.parametrize("job", [False, True])
+def test_a_job_of_a_sweep_keeps_a_smaller_state_than_a_run(
+    job: bool, tmp_path: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.runs.active_run.LARGEST_KEPT_OF_JOB", 1)
+    directory, record = RunDirectory(tmp_path), EpochRecord(0, "head", 0, 0, {"loss": 1.0})
+    directory.write_facts({"command": {}})
+    Checkpoints(directory.checkpoints).save("head", State([np.ones(9)], history=(record,)))
+    Curves(tmp_path / CURVES, lambda _: None, lambda _: False).add(record)
+    with open_run(directory, config("resume=auto", f"sweep.job={str(job).lower()}")):
+        pass
+    assert directory.checkpoints.exists() != job

@@ -139,6 +139,12 @@ def test_a_trial_in_front_is_not_pruned_and_nor_is_a_last_epoch(config: Any, tmp
     pruning.reporting(job.model_copy(update={"epochs": 5}), lambda epoch: None, "head")(record(4, 0.1, "head"))
 
 
+def test_a_search_by_loss_compares_losses(config: Any, tmp_path: Path) -> None:
+    job, study, trial = behind(config, tmp_path, "regime=bottleneck", "objective=loss")
+    pruning.reporting(job, lambda epoch: None, "head")(record(0, 0.75, "head"))
+    assert study.trials[trial.number].intermediate_values == {0: 0.25}
+
+
 def test_a_study_that_is_away_or_over_costs_a_run_nothing(config: Any, tmp_path: Path) -> None:
     job, study, trial = behind(config, tmp_path, "regime=bottleneck")
     study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -314,6 +314,7 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
     assert [count for count in sent if count] == [epochs * (len(METRICS) + 1) for epochs in sendings]  # and the phase
     history = mlflow.MlflowClient(store.uri).get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [0, 1, 2, 3, 4]
+    assert "weights/head.weights.h5" in store.files(run)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Pruned])

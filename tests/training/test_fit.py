@@ -318,9 +318,17 @@ def whole() -> Callable[[int], Trained]:
 @pytest.mark.parametrize("patience, epochs", [
     (1, 4), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((4, 7), (9, 8))),
 ])  # fmt: skip
-def test_early_stopping_ends_after_patience(patience: int, epochs: int, whole: Callable[[int], Trained]) -> None:
-    """And tells of no epoch more, nor of another than a training that goes on has."""
-    history, model, listener = train(rate=there_and_back, epochs=8, dropout=0.0, early_stopping=patience)
+def test_early_stopping_ends_after_patience(
+    patience: int, epochs: int, whole: Callable[[int], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And tells of no epoch more, nor of another than a training that goes on has; its last one is always saved."""
+    monkeypatch.setattr(Checkpoints, "due", False)
+    history, model, listener = train(
+        rate=there_and_back, epochs=8, dropout=0.0, early_stopping=patience, checkpoints=Checkpoints(tmp_path)
+    )
+    state = Checkpoints(tmp_path).latest("head")
+    assert state is not None and state.history == history and state.stopped == (patience < 9)
+    assert not Checkpoints(tmp_path).epochs("head", 8)
     full, _, on = whole(8)
     assert np.argmin(curve(full, "validation_loss")) == 2, "the third epoch must be the best"
     assert [record.epoch for record in history] == list(range(epochs))
@@ -485,10 +493,13 @@ def step(config: Read, fresh: keras.Model, *overrides: str) -> tuple[list[np.nda
 def test_the_error_of_a_phase_that_diverges_names_the_keys_of_its_own_optimizer(
     phase: str, advice: str, config: Read
 ) -> None:
+    """Whichever of its losses is not finite first."""
     inputs: Any = types.SimpleNamespace(name="head")
     logger = EpochLogger(inputs, build_phase(config(), phase), 1, None, lambda *_: None)
-    with pytest.raises(ConfigError, match=f"{re.escape(advice)}$"):
-        logger.on_epoch_end(0, {"loss": np.nan, "data_loss": 1.0, "val_loss": 1.0, "val_data_loss": 1.0})
+    finite = dict.fromkeys(("loss", "data_loss", "val_loss", "val_data_loss"), 1.0)
+    for name in finite:
+        with pytest.raises(ConfigError, match=f"{re.escape(advice)}$"):
+            logger.on_epoch_end(0, {**finite, name: np.nan})
 
 
 def test_gradients_are_clipped_as_configured(config: Read, fresh: Callable[[int], keras.Model]) -> None:
@@ -552,7 +563,7 @@ def test_numbers_at_their_bounds_train(overrides: tuple[str, ...], config: Read)
 
 
 @pytest.mark.parametrize("optimizer", [
-    functools.partial(keras.optimizers.SGD, 0.5, clipnorm=0.05, weight_decay=0.1),
+    functools.partial(keras.optimizers.SGD, 0.5, clipnorm=0.05, weight_decay=0.1, loss_scale_factor=8.0),
     pytest.param(
         functools.partial(keras.optimizers.Adam, 0.05, use_ema=True, ema_momentum=0.5), marks=pytest.mark.slow
     ),
@@ -571,6 +582,17 @@ def test_accumulated_gradients_that_are_left_over_make_a_step(optimizer: Callabl
         assert_same(left_over, by_epoch.weights[0], atol=1e-6)
     assert int(left_over.optimizer.iterations) == 1
     assert all(not np.any(gathered) for gathered in left_over.optimizer._accumulated_gradients)
+
+
+def test_gradients_are_left_over_in_the_optimizer_that_keras_wraps_for_half_precision() -> None:
+    several = functools.partial(keras.optimizers.SGD, 0.05, gradient_accumulation_steps=6)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = train(batch_size=5, epochs=1, optimizer=several)[1]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert int(model.optimizer.inner_optimizer.iterations) == 1
 
 
 def test_gradients_that_early_stopping_leaves_over_are_reported(caplog: pytest.LogCaptureFixture) -> None:
@@ -650,7 +672,8 @@ RESUMED: dict[str, dict[str, Any]] = {
         "optimizer": functools.partial(
             keras.optimizers.Adam, 0.02, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=4
         ),
-        "rate": lambda epoch, monitored: 0.02 / (1 + sum(monitored)), "best_weights": True, "early_stopping": 9,
+        "rate": lambda epoch, monitored: (0.02 if epoch < 3 else -0.02) / (1 + sum(monitored)), "epochs": 9,
+        "best_weights": True, "early_stopping": 3,
     },
 }  # fmt: skip
 
@@ -693,8 +716,8 @@ def test_training_that_is_resumed_ends_as_if_it_had_never_stopped(
     for weight, other in zip(found[1], variables, strict=True):
         np.testing.assert_array_equal(weight, other)
     assert [record.epoch for record in listener.records] == list(range(len(curves))), "all are recorded again"
-    if name == "patience":
-        assert len(curves) < 6, "or this tests nothing"
+    if "early_stopping" in RESUMED[name]:
+        assert len(curves) < RESUMED[name].get("epochs", 6), "or this tests nothing"
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_sample_weight
 
 from experiments.errors import ConfigError
-from experiments.training.losses import accuracy, build_loss, class_weights, loss_of_guessing, targets
+from experiments.training.losses import accuracy, build_loss, class_weights, loss_of_guessing, reported_loss, targets
 
 LN2 = math.log(2)
 CASES = [("cross_entropy", 0.0), ("cross_entropy", 0.2), ("mse", 0.0), ("mse", 0.2), ("hinge", 0.0)]
@@ -125,6 +125,16 @@ def test_extreme_logits_have_finite_losses_and_gradients(name: str, smoothing: f
         assert np.any(gradient[wrong] != 0), "a certain mistake is still corrected"
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_cross_entropy_of_the_curves_is_clipped_as_that_of_the_report(classes: int) -> None:
+    rows = [[1e4], [-1e4], [0.5]] if classes == 2 else [[1e4, -1e4, 0], [-1e4, 1e4, 0], [0.1, 0.5, 0.2]]
+    wanted, logits = targets(tf.constant([0, 0, 1]), classes), np.array(rows, "float32")
+    found = reported_loss(build_loss("mse", 0.0, classes))(wanted, tf.constant(logits))
+    right = probabilities_of(np.clip(logits, -99, 99).astype("float64"))[range(3), [0, 0, 1]]
+    epsilon = np.finfo("float32").eps
+    np.testing.assert_allclose(found, -np.log(np.clip(right, epsilon, 1 - epsilon)), rtol=1e-5)
+
+
 def test_targets_of_labels_and_of_shares() -> None:
     labels = tf.constant([0, 1, 1], tf.int32)
     assert targets(labels, 2).numpy().tolist() == [[0], [1], [1]]
@@ -187,6 +197,7 @@ def test_class_weights_of_no_class_are_refused() -> None:
     ("cross_entropy", (30, 10, 10), "balanced", math.log(3)),
     ("mse", (10, 10), None, 0.25),
     ("hinge", (10, 10), None, 1.0),
+    ("hinge", (10, 10, 10), None, 1.0),
 ])  # fmt: skip
 def test_the_loss_of_predicting_the_class_frequencies(
     name: str, counts: tuple[int, ...], setting: str | None, expected: float
