@@ -19,7 +19,7 @@ from experiments.errors import ConfigError
 from experiments.reuse import like, resume
 from experiments.runs import active_run, run_directory
 from experiments.runs.location import folder_of, outputs_of, store_of, store_of_run
-from experiments.system.paths import STORE, default_outputs, sqlite_file, sqlite_uri, tracking_uri
+from experiments.system.paths import STORE, artifact_location, default_outputs, sqlite_file, sqlite_uri, tracking_uri
 from experiments.tracking import connection, inputs, mlflow_run, queries, sync, view
 
 Run = Callable[..., None]
@@ -274,6 +274,13 @@ def test_the_variable_counts_unless_an_address_is_typed(
     typed = "tracking.uri='sqlite:///x y.db'"
     assert config(typed).tracking.uri == store_of([typed]) == "sqlite:///x y.db"
     assert config(typed).tracking.artifacts == str(home / "mlartifacts")
+
+
+def test_a_database_has_its_artifacts_in_outputs_and_a_server_its_own() -> None:
+    for uri in ("sqlite:////a/b.db", "postgresql+psycopg://h/db", "mysql+pymysql://h/db", "mssql+pyodbc://h/db", None):
+        assert artifact_location(uri, "/outputs") == "/outputs/mlartifacts"
+    for uri in ("http://host:5000", "https://host", "databricks"):
+        assert artifact_location(uri, "/outputs") is None
 
 
 @pytest.mark.parametrize("name", ["it's a?b=c#d", "50%41 é a@b:c $x"])

@@ -460,6 +460,12 @@ def test_a_regime_cannot_ignore_what_every_run_needs(key: str, config: Read) -> 
     assert line.startswith(f"regime.ignores: a regime cannot ignore '{key}'. Allowed: ")
 
 
+def test_a_regime_cannot_ignore_what_is_no_key(config: Read) -> None:
+    assert fault(config, "regime.ignores=[augmentatoin.zoom]") == [
+        "regime.ignores: 'augmentatoin.zoom' is no key of the configuration"
+    ]
+
+
 def test_a_regime_may_ignore_a_key_below_one_without_keys(config: Read) -> None:
     assert run_identity(config("regime.ignores=[class_weights.cats,model.weights.file]"))
 

@@ -135,6 +135,13 @@ def test_a_column_called_split_with_other_values_gives_no_splits(place: Path) ->
     assert [issue.path for issue in issues] == ["a/0.png"] and "Received: '3'" in issues[0].text
 
 
+def test_an_image_in_two_splits_is_an_issue(place: Path) -> None:
+    rows = [[*row, "train" if row[0].startswith("a") else "val"] for row in rows_of(place)]
+    file = write(place / "labels.csv", [["path", "label", "split"], *rows, ["a/0.png", "dog", "val"]])
+    (issue,) = listing(file).issues
+    assert issue.path == "a/0.png" and "two classes or splits, on lines 2 and 10" in issue.text and not issue.skippable
+
+
 def test_a_misspelt_split_does_not_make_all_splits_random(place: Path) -> None:
     splits = ["train", "train", "val", "val", "train", "trian", "val", ""]
     rows = [[*row, split] for row, split in zip(rows_of(place), splits, strict=True)]

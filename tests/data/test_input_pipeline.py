@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -197,3 +199,6 @@ def test_extra_layers_draw_anew_for_every_view_and_seed(images: ImageSet) -> Non
         for seed, view in ((0, 0), (0, 1), (1, 0), (2**16, 0), (2**40, 0))
     }
     assert len(seen) == 5
+    alike = replace(images, _pixels=lambda: Rows([images.pixels[[0] * COUNT]]))  # in whatever order
+    first, other = (drain(fresh(alike, range(1), Identity(), extra(), seed).dataset)[0][0] for seed in (0, 1))
+    assert not any(np.array_equal(image, two) for image, two in zip(first, other, strict=True))

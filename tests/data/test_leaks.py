@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import manifests
 import pytest
 from PIL import Image
 
-from experiments.data import leaks, manifest, near_duplicates
+from experiments.data import leaks, manifest, near_duplicates, validation
 from experiments.data.listing import ListedImage
 from experiments.data.splitting import keep_together
 from experiments.data.types import Manifest
@@ -149,6 +150,14 @@ def test_another_version_decodes_and_compares_again(
     with caplog.at_level(logging.INFO):
         assert not read(presplit).near_duplicates
     assert "Decoding 21 images" in caplog.text
+
+    def changed(*arguments: object) -> NoReturn:
+        raise DataError("has changed since it was checked")
+
+    monkeypatch.setattr(near_duplicates, "VERSION", near_duplicates.VERSION + 1)
+    monkeypatch.setattr(validation, "unchanged", changed)
+    with pytest.raises(DataError, match=r"\d\d\.jpg: has changed since"):
+        read(presplit)
 
 
 def test_damaged_results_are_computed_again(presplit: Path, caplog: pytest.LogCaptureFixture) -> None:

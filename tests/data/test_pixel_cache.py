@@ -146,6 +146,18 @@ def test_blocks_of_decoded_images_go_with_their_last_image(
     assert not any(block() is not None for block in blocks)
 
 
+def test_a_buffer_on_disk_leaves_room_for_the_array_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_cache, "RESIDENT", 4 * 4 * 3)  # one image a block
+    usage = shutil.disk_usage(tmp_path)
+    for images, kept in ((3, True), (2, False)):
+        free = usage._replace(free=images * 4 * 4 * 3)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
+        decoded = PixelBuffer(4, 0, tmp_path)
+        decoded.expect(2)
+        decoded.add("0", Image.new("RGB", (4, 4)))
+        assert ("0" in decoded.pixels) == kept
+
+
 def test_blocks_of_decoded_images_are_used_up_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array_cache, "RESIDENT", 10 * 4 * 4 * 3)  # ten images a block
     for seed in range(200):

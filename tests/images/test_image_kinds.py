@@ -122,6 +122,8 @@ def test_signed_32_bit_and_floating_grays_need_a_range() -> None:
 def test_what_a_tiff_leaves_open_is_an_error() -> None:
     with pytest.raises(DataError, match="whether 0 is black or white"):
         decoder.decode(tiff(b"\1\2", 2, 8, photometric=-1))
+    with pytest.raises(DataError, match="unknown pixel mode.; convert it to PNG or JPEG"):
+        decoder.decode(tiff(bytes(6), 2, 24))
     with pytest.raises(DataError, match="signed 8-bit"):
         decoder.decode(tiff(b"\1\2", 2, 8, sample_format=2))
 
@@ -225,8 +227,12 @@ def test_damaged_exif_is_a_warning(format: str) -> None:
         (text,) = warned(saved(damaged))
         assert text == "its EXIF is damaged, and the orientation cannot be read: it is used as it is stored"
         assert decoder.decode(saved(damaged)).size == (200, 60)
-    turned = b"MM\0*\0\0\0\x08\0\2" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + struct.pack(">HHII", 0x11A, 10, 1, 38)
-    for sound in (turned, turned + bytes(4) + struct.pack(">ii", -1, 0)):  # a rational that Pillow cannot write again
+    begin = b"MM\0*\0\0\0\x08\0"
+    turned = begin + b"\2" + struct.pack(">HHIHH", 0x112, 3, 1, 6, 0) + struct.pack(">HHII", 0x11A, 10, 1, 38)
+    types = ((1, ">HHIB"), (4, ">HHII"))
+    of_other_types = [begin + b"\1" + struct.pack(form, 0x112, kind, 1, 6) for kind, form in types]
+    # The second has a rational that Pillow cannot write again.
+    for sound in (turned, turned + bytes(4) + struct.pack(">ii", -1, 0), *of_other_types):
         assert decoder.decode(saved(sound)).size == (60, 200) and not warned(saved(sound))
 
 
@@ -314,6 +320,8 @@ def test_other_formats_are_named(content: bytes, name: str) -> None:
 def test_pages_of_a_tiff_are_counted_in_no_time() -> None:
     page = tiff(b"\1\2", 2, 8)
     directory = page[8:-6]
+    reduced = tiff(b"\1\2", 2, 8, reduced=1)[8:-6] + bytes(4)
+    assert first(tiff(b"\1\2", 2, 8, following=len(page)) + reduced) == [1, 2], "a copy is no page of its own"
     loop = page[:-6] + struct.pack("<I", 8) + page[-2:]
     assert first(loop) == [1, 2]
     chain = bytearray(tiff(b"\1\2", 2, 8, following=len(page)))
@@ -418,6 +426,12 @@ def test_what_a_jpeg_2000_leaves_open_is_an_error() -> None:
     for beginning in (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\0"):
         with pytest.raises(DataError, match="is cut short"):
             decoder.decode(beginning)
+
+
+def test_an_avif_may_begin_with_a_brand_of_heic() -> None:
+    content = encode(LARGE, "AVIF")
+    assert content[8:12] == b"avif"
+    assert parse(content[:8] + b"mif1" + content[12:]).format == "AVIF"
 
 
 def test_sizes_of_further_formats_are_known_before_they_are_decoded() -> None:

@@ -394,6 +394,16 @@ def test_write_file_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_directory_that_cannot_be_renamed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(PermissionError), atomic_files.writing_directory(tmp_path / "new"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_flushed_before_it_appears_and_its_name_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments.config import credentials, schema, validation
@@ -141,6 +141,8 @@ def test_arguments_without_credentials_and_back() -> None:
     assert reveal("***", "data.api_key") == "XYZ"
     assert reveal("***", "data.other") == "***" and is_concealed("***")
     assert reveal("http://b:***@h", "x.1") == "http://b:2@h"
+    assert conceal_arguments(["+y={a:http://a:3@h}"]) == ["+y={a:http://a:***@h}"]
+    assert reveal("http://a:***@h", "y.a") == "http://a:3@h"
     assert conceal_arguments(hidden) == hidden, "as the jobs of a sweep get them"
 
 
@@ -155,6 +157,7 @@ def test_texts_that_are_alike_once_redacted_or_unresolved_have_a_value_for_each_
 
 def test_the_environment_gives_back_what_a_file_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_concealed(text := "http://me:***@host:5000") and reveal(text) == text
+    assert is_concealed("https://***@host/x") and is_concealed("https://host/x?sig=***&b=c")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw@host:5000")
     assert reveal(text) == "http://me:pw@host:5000"
 
@@ -182,6 +185,17 @@ def test_a_composed_configuration_is_concealed_and_read_whole(
         config("tracking.uri=http://me:***@elsewhere")
     with pytest.raises(ConfigError, match=r"tracking.artifacts: must hold no password.* Received: ftp://me:\*\*\*@h/a"):
         config("tracking.artifacts=ftp://me:pw@h/a")
+
+
+def test_values_from_the_environment_are_found_through_other_keys() -> None:
+    written = {
+        "data": {"root": "${oc.env:IMAGES}", "images": "${.root}/a", "labels": "${data.images}/b", "pattern": "x"},
+        "copy": "${data}", "layers": ["${oc.env:LAYER}"], "first": "${layers[0]}", "seed": "${data.pattern}",
+    }  # fmt: skip
+    assert credentials.from_environment(OmegaConf.create(written)) == {
+        "data.root": "${oc.env:IMAGES}", "data.images": "${.root}/a", "data.labels": "${data.images}/b",
+        "copy": "${data}", "layers": "['${oc.env:LAYER}']", "first": "${layers[0]}",
+    }  # fmt: skip
 
 
 def test_streams_and_records_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
