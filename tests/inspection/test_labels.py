@@ -14,6 +14,7 @@ from experiments.cli import inspect
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import labels
+from experiments.runs import candidate_runs
 from experiments.storage.csv_files import read_rows, write_rows
 from experiments.system.progress import Terminal
 
@@ -80,6 +81,11 @@ def test_folds_of_a_sweep_are_averaged_and_no_training_image_is_needed(
     inspect.main()
     found = {row["path"]: float(row["self_confidence"]) for row in read_rows(sweep / "figures" / "labels.csv")}
     assert found[rows[0]["path"]] == pytest.approx(0.9), "by the runs of that job's candidate"
+    for path in sweep.glob("*/job.json"):
+        job = json.loads(path.read_text())
+        path.write_text(json.dumps({**job, "values": {"optimizer.lr": job["values"]["optimizer.lr"]}}))
+    alone = candidate_runs.of_candidate(sweep, {"optimizer.lr": "0"})
+    assert [run.directory.folder.name for run in alone] == ["0", "1"], "without folds a final run has their images"
 
 
 def test_what_cannot_be_listed(ended: Any, tmp_path: Path, drawn: Path) -> None:

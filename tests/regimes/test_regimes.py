@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,6 +344,23 @@ def test_layers_of_the_augmentation_are_applied_to_what_is_trained_on_and_to_tha
     inputs = prepared(*settings, "augmentation=none", blank)
     (trained, _), (validated, _) = (next(iter(dataset)) for dataset in (inputs.batches.dataset, inputs.validation))
     assert np.ptp(trained, axis=0).max() == 0 < np.ptp(validated, axis=0).max(), "black images are all alike"
+
+
+def test_a_head_that_another_run_has_trained_meanwhile_is_not_trained_again(
+    drawn: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    components = built(drawn, store, *NETWORKS["convnet"], "regime=finetune")
+    dataset = read_data(components)
+
+    @contextmanager
+    def waiting(*lock: object) -> Iterator[None]:
+        folder = bottleneck.head_folder(bottleneck.head_components(components), dataset)
+        checkpoints.save(folder, components.head(2), ())
+        yield
+
+    monkeypatch.setattr(finetune, "writing", waiting)
+    context = TrainingContext(Terminal(Console(quiet=True)), lambda record: None)
+    assert finetune.train_new_head(components, dataset, context).source == "head cache"
 
 
 def test_a_head_is_that_of_the_run_that_has_trained_it_and_found_for_every_other(drawn: Path, store: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def test_a_run_has_one_process_and_one_that_is_started_again_waits_for_the_last_
     threading.Timer(0.2, last.close).start()
     ActiveRun(directory, config("resume=auto")).end(Status.KILLED)
     assert directory.facts()["status"] == Status.KILLED
+
+
+def test_what_a_run_has_left_whose_record_is_gone_is_not_gone_on_with(
+    tmp_path: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.runs.active_run.HydraConfig", SimpleNamespace(get=lambda: None))
+    monkeypatch.setattr("experiments.runs.active_run.format_command", lambda hydra: {})
+    directory = RunDirectory(tmp_path)
+    directory.checkpoints.mkdir()
+    (tmp_path / CURVES).touch()
+    with open_run(directory, config("resume=auto")):
+        assert not directory.checkpoints.exists() and not (tmp_path / CURVES).exists()
 
 
 @pytest.mark.parametrize("error, status", [
