@@ -28,6 +28,12 @@ def test_by_hand() -> None:
     assert [doubt.probably_wrong for doubt in doubts] == [False, True, False, False]
 
 
+def test_the_only_image_of_a_class_reaches_the_threshold_that_it_sets() -> None:
+    """The thresholds are 0.3 and 0.6; the last image is above the first of them as well."""
+    doubts = doubts_by_image(np.array([0, 0, 1]), np.array([[0.5, 0.5], [0.1, 0.9], [0.4, 0.6]]))
+    assert [doubt.probably_wrong for doubt in doubts] == [False, True, False]
+
+
 def test_flipped_labels_come_first() -> None:
     rng = np.random.default_rng(0)
     true = rng.integers(0, 5, 400)
@@ -45,13 +51,16 @@ def test_flipped_labels_come_first() -> None:
 
 
 def test_doubts_of_a_model_that_has_learned_nothing_are_reported_to_mean_little() -> None:
-    def sentences(share: float) -> list[str]:
-        """Return those on 20 images of two classes, whose labels the model gives this probability."""
-        images = [
-            Labelled(f"{n}", "", "validation", "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share))
+    def labelled(share: float, split: str) -> list[Labelled]:
+        """Return 20 images of two classes, whose labels the model gives this probability."""
+        return [
+            Labelled(f"{split}{n}", "", split, "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share))
             for n in range(20)
         ]
-        return count_wrong(rank(images, ("a", "b")))
 
-    assert sentences(0.9) == ["0 of 20 labels are probably wrong, as confident learning counts them"]
+    def sentences(share: float) -> list[str]:
+        """Return those on such validation images, beside training images that the model has learned by heart."""
+        return count_wrong(rank(labelled(share, "validation") + labelled(1.0, "train"), ("a", "b")))
+
+    assert sentences(0.9) == ["0 of 40 labels are probably wrong, as confident learning counts them"]
     assert "0.0 % are predicted correctly, not above always predicting 'a' (50.0 %)" in sentences(0.4)[1]

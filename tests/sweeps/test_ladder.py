@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments.comparison.significance import images_for_spread
+from experiments.comparison.text import rounded
 from experiments.errors import ConfigError
 from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
@@ -174,6 +176,23 @@ def test_folds_are_counted_as_folds() -> None:
     assert step.gain.repeats_needed(3, 5) == 5
     text = " ".join(found.sentences())
     assert "by about 5 folds: the same command with data.fold=0,1,2,3,4, about 50 s more" in text, text
+
+
+@pytest.mark.parametrize("head, one, folds, most, limit", [
+    ([440, 441], [441, 443], False, 20, "20 seeds"), ([440, 444, 438], [441, 445, 438], True, 5, "all 5 folds"),
+])  # fmt: skip
+def test_where_all_seeds_or_folds_would_not_do_the_images_are_counted_that_would(
+    head: list[int], one: list[int], folds: bool, most: int, limit: str
+) -> None:
+    found = ladder(rows("head", head, folds=folds), rows("one", one, folds=folds), rows("two", None), *NONE_ABOVE)
+    (gain,) = [step.gain for step in found.climbs[0].steps if step.gain]
+    assert gain.spread is not None and gain.repeats_needed(len(head), most) is None
+    evaluated = 500 * (most if folds else 1)  # images that all the seeds, or all the folds, are evaluated on
+    lacking = images_for_spread(gain.spread.repeated(len(head), most), gain.value, evaluated)
+    assert lacking is not None and lacking > evaluated
+    assert (
+        f"would not be shown by {limit} on these images (chance of 80 %): it would take about {rounded(lacking)} images"
+    ) in " ".join(found.sentences())
 
 
 def test_single_runs_are_about_two_models() -> None:

@@ -284,6 +284,17 @@ def test_the_test_score_of_a_former_winner_is_not_reported_beside_another(folder
     assert "; significantly above always predicting 'cat' (50.0 %)." in found
 
 
+def test_the_final_runs_of_several_seeds_are_averaged(folder: Path) -> None:
+    for seed, count in enumerate((60, 70)):
+        add(folder, seed, {"x": "a", "seed": str(seed)}, right(60))
+        add(folder, 2 + seed, {"x": "a", "seed": str(seed)}, right(count), final=True)
+        place = folder / str(2 + seed)
+        (place / "predictions_validation.csv").rename(place / "predictions_test.csv")
+    sentence = summary_files.write_summary(folder)["sentences"][-1]
+    low, high = (100 * bound for bound in score_interval(np.stack([right(60), right(70)]))[1:])
+    assert f"accuracy 65.0% [95 % interval {low:.1f}, {high:.1f}], mean of 2 seeds; " in sentence
+
+
 def test_a_winner_that_was_not_evaluated_again_is_not_called_without_held_out_images(folder: Path) -> None:
     add(folder, 0, {"x": "a"}, right(60))
     assert "has not been evaluated yet" in summary_files.write_summary(folder)["sentences"][-1], "a job may have failed"

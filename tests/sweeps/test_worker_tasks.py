@@ -12,6 +12,7 @@ from experiments.config.schema import Config
 from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps import worker_tasks
 from experiments.tracking import queries
+from experiments.tracking.queries import RunFacts
 from experiments.tracking.upload import UNSENT
 
 
@@ -37,3 +38,20 @@ def test_a_run_that_ended_while_the_server_was_away_is_not_taken_for_deleted(
         "status": "FINISHED", "folder": str(own_outputs / "runs" / "unsent"), "run_id": "unsent id", "threads": None
     }  # fmt: skip
     assert known["deleted"] == {"deleted": "deleted id"} and "elsewhere" not in known
+
+
+def test_the_usual_duration_is_the_median_of_runs_like_these(config: Callable[..., Config]) -> None:
+    ours = config("regime=bottleneck", "epochs=7")
+    alike = {"regime": "bottleneck", "model": ours.model.name, "epochs": "7", "batch_size": str(ours.batch_size)}
+
+    def seconds(*runs: tuple[float | None, dict[str, str], str]) -> float | None:
+        found = {
+            str(at): RunFacts(str(at), "", alike | params, {} if took is None else {"total_seconds": took},
+                              {"data_fingerprint": data})
+            for at, (took, params, data) in enumerate(runs)
+        }  # fmt: skip
+        return worker_tasks.usual_seconds(ours, "mine", found)
+
+    others = [(900.0, {key: "another"}, "mine") for key in alike]
+    same = [(took, dict[str, str](), "mine") for took in (10.0, 12.0, 100.0, None)]
+    assert seconds(*others, *same, (900.0, {}, "other images")) == 12 and seconds(*others) is None
