@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.comparison import plots as comparison_plots
+from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report, evaluate
 from experiments.evaluation.statistics import reliability
 from experiments.reports import figure_style, plots
@@ -191,6 +192,15 @@ def test_calibration_names_the_error_and_the_images_per_bin() -> None:
     assert [int(text) for text in texts(figure) if text] == bins.counts[bins.counts > 0].tolist()
     drawn = next(line for line in figure.axes[0].lines if line.get_label() == "bins")
     assert_allclose(curve(drawn), [bins.confidence[bins.counts > 0], bins.accuracy[bins.counts > 0]])
+
+
+def test_calibration_does_not_depend_on_the_threshold_of_a_class() -> None:
+    report = random_report(PETS)
+    scores = np.array([list(row.probabilities.values()) for row in report.predictions])
+    dataset = splits_of(PETS, [PETS.index(row.label) for row in report.predictions])
+    picky = evaluate({"validation": scores}, dataset, decision=Decision("dog", 0.9))["validation"]
+    titles = [plots.calibration(each).axes[0].get_title(loc="left") for each in (report, picky)]
+    assert titles[0] == titles[1] and f"error {picky.metrics['calibration_error']:.3f}" in titles[1]
 
 
 def test_calibration_shows_every_filled_bin() -> None:

@@ -21,6 +21,7 @@ from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
 from experiments.reports import image_sections, label_section, page, run_report
 from experiments.runs import curves
+from experiments.runs.continuation import KEY
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
 from experiments.system import paths
@@ -127,6 +128,34 @@ def test_the_epochs_of_a_head_from_the_cache_are_no_part_of_the_cost(directory: 
     (directory.folder / "curves.csv").write_text(curves.format_rows(history, header=True))
     directory.write_facts({**directory.facts(), "reused_seconds": 4.5})
     assert "4.5 s for 1 epochs" in re.sub(r"\s+", " ", page_of(directory, drawn).text)
+
+
+def test_the_epochs_of_a_run_that_was_trained_further_are_no_part_of_the_cost(
+    directory: RunDirectory, drawn: Path
+) -> None:
+    earlier = directory.inputs(KEY)
+    earlier.mkdir(parents=True)
+    (earlier / "curves.csv").write_text(curves.format_rows(directory.epochs()[:2], header=True))
+    directory.write_facts({**directory.facts(), "continues": "/runs/first"})
+    text = re.sub(r"\s+", " ", page_of(directory, drawn).text)
+    assert "It continues /runs/first after epoch 2, whose epochs are part of the curves." in text
+    assert "4.5 s for 1 epochs" in text
+
+
+def test_the_images_are_those_of_validation_though_test_images_were_evaluated(
+    directory: RunDirectory, drawn: Path
+) -> None:
+    shares = {"blobs": 0.9, OTHER: 0.1}
+    directory.write_predictions("test", [
+        Prediction(row["path"], row["sha256"], row["class_name"], "blobs", 0.9, row["class_name"] == "blobs", shares)
+        for row in directory.images() if row["split"] == "test"
+    ])  # fmt: skip
+    metrics = directory.metrics()
+    directory.write_metrics(metrics | {name.replace("validation", "test"): value for name, value in metrics.items()})
+    shown = page_of(directory, drawn)
+    assert "test accuracy 75.0 %" in shown.text
+    images = [a["alt"] or "" for tag, a in shown.elements if tag == "img" and "data:image/jpeg" in (a["src"] or "")]
+    assert images and all(name.startswith("validation/") for name in images), "the test split is not looked into"
 
 
 def test_doubtful_labels_of_a_run_outside_sweeps_come_from_the_run(directory: RunDirectory, drawn: Path) -> None:

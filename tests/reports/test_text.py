@@ -80,6 +80,10 @@ def test_of_many_classes_the_worst_are_shown() -> None:
     assert lines[0].endswith("the 10 classes with the lowest F1 of 30")
     shown = [line.split()[0] for line in lines if line.strip().startswith("class_")]
     assert shown == [score.name for score in sorted(report.class_scores, key=lambda score: score.f1.value)[:10]]
+    labels = np.arange(900) % 29
+    lacking = evaluate({"validation": random_scores(labels, 30)}, splits_of(classes, labels.tolist()))["validation"]
+    assert "class_29" in {row.predicted for row in lacking.predictions}
+    assert "class_29" not in " ".join(printed(lacking)[1:14]), "of which there is no image"
 
 
 def test_names_with_markup_and_control_characters_are_text() -> None:
