@@ -92,6 +92,10 @@ def test_a_figure_is_the_mean_of_the_last_phases_last_five_epochs(tmp_path: Path
     assert found == pytest.approx(Result(last_epochs=0.7, accuracy=0.95, images=2, seconds=12.5, ended=6))
     lines[1:] = ["0,scratch,0,1,0.25", "1,scratch,1,2,0.75"]
     assert read().last_epochs == 0.5
+    (tmp_path / "predictions_validation.csv").write_text(
+        "path,sha256,label,correct\na,1,x,True\nb,2,y,False\nc,3,x,True\n"
+    )
+    assert read().baseline == 2 / 3
 
 
 def test_the_page_holds_claims_figures_and_commands_but_no_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,4 +63,6 @@ def test_doubts_of_a_model_that_has_learned_nothing_are_reported_to_mean_little(
         return count_wrong(rank(labelled(share, "validation") + labelled(1.0, "train"), ("a", "b")))
 
     assert sentences(0.9) == ["0 of 40 labels are probably wrong, as confident learning counts them"]
-    assert "0.0 % are predicted correctly, not above always predicting 'a' (50.0 %)" in sentences(0.4)[1]
+    assert (
+        "held-out images 0.0 % are predicted correctly, not above always predicting 'a' (50.0 %)" in sentences(0.4)[1]
+    )

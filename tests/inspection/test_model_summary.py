@@ -44,6 +44,19 @@ def test_blocks_are_in_order_and_the_regime_decides_which_are_frozen(
     assert conv.trained == (conv.parameters if regime == "scratch" else 0)
 
 
+def test_the_sentences_have_what_is_trained_and_what_is_stored(config: Read) -> None:
+    read = config("regime=finetune", "model=convnet", "data.image_size=48", "regime.activations=float16")
+    summary = model.summarize_model(read, 3)
+    trained, stored, forward = model.sentences(read, summary)
+    moved, parameters = sum(row.trained for row in summary.rows), sum(row.parameters for row in summary.rows)
+    assert trained == f"trained: {moved:,} of {parameters:,} parameters ({moved / parameters:.1%})"
+    height, width, channels = summary.stored
+    assert "before block3_conv; " in stored
+    assert stored.endswith(f"{height} x {width} x {channels}, {2 * height * width * channels:,} bytes")
+    below, total = (sum(row.operations or 0 for row in summary.rows if row.frozen or every) for every in (False, True))
+    assert f"{model.readable(total)} multiply-adds an image, {model.readable(below)} ({below / total:.1%})" in forward
+
+
 def test_weights_that_are_not_there_are_not_required(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", "/nowhere")
     read = config("regime=finetune", "model=mobilenet_v2", "model.weights=/nowhere/none.weights.h5")

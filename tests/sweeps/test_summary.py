@@ -397,6 +397,18 @@ def test_long_names_leave_room_for_the_points(monkeypatch: pytest.MonkeyPatch) -
         assert place.width > 0.7 and place.height > 0.5
 
 
+def test_the_figures_of_a_sweep_name_the_best_candidate_and_draw_the_mean_of_each_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(summary.Candidate, "seconds", 3.0)
+    scores = {("1", "a"): 0.9, ("2", "a"): 0.8, ("1", "b"): 0.6, ("2", "b"): 0.5}
+    ranked = [summary.Candidate({"n": n, "x": x}, [], Interval(score)) for (n, x), score in scores.items()]
+    assert plots.against_time(ranked, "accuracy").get_suptitle() == "best: n=1 x=a"
+    panels = plots.against_keys(ranked, ["n", "x"], "accuracy").axes
+    means = [line.get_ydata() for panel in panels for line in panel.lines if line.get_label() == "mean"]
+    assert np.asarray(means) == pytest.approx(np.array([[0.75, 0.65], [0.85, 0.55]]))
+
+
 def test_a_winner_over_folds_is_compared_with_the_baseline_of_all_their_images(folder: Path) -> None:
     for fold, right in enumerate((30, 3, 3)):  # the first fold has as many cats as dogs, the others one more cat each
         add(folder, fold, {"seed": "0", "data.fold": str(fold)}, np.arange(30 if fold == 0 else 3) < right, 1000 * fold)

@@ -21,11 +21,12 @@ def test_a_run_that_ended_while_the_server_was_away_is_not_taken_for_deleted(
 ) -> None:
     """MLflow has it as RUNNING until `experiments sync`; nor is a run deleted that is in another experiment."""
     uri = "http://server:5000"
-    for name in ("unsent", "deleted", "elsewhere"):
+    names = ("unsent", "deleted", "elsewhere", "pruned")
+    for name in names:
         facts: dict[str, Any] = {
             "command": {},
             "identity": name,
-            "status": "FINISHED",
+            "status": "PRUNED" if name == "pruned" else "FINISHED",
             "run_id": f"{name} id",
             "store": uri,
         }
@@ -33,11 +34,11 @@ def test_a_run_that_ended_while_the_server_was_away_is_not_taken_for_deleted(
     (own_outputs / "runs" / "unsent" / UNSENT).touch()
     monkeypatch.setattr(queries, "deleted", lambda store, run_ids: {"deleted id"} & set(run_ids))
     ours = config(f"tracking.uri={uri}")
-    known = worker_tasks.known_runs(ours, {"unsent", "deleted", "elsewhere"}, {})
+    known = worker_tasks.known_runs(ours, set(names), {})
     assert known["unsent"] == {
         "status": "FINISHED", "folder": str(own_outputs / "runs" / "unsent"), "run_id": "unsent id", "threads": None
     }  # fmt: skip
-    assert known["deleted"] == {"deleted": "deleted id"} and "elsewhere" not in known
+    assert known["deleted"] == {"deleted": "deleted id"} and known.keys() == {"unsent", "deleted"}
 
 
 def test_the_usual_duration_is_the_median_of_runs_like_these(config: Callable[..., Config]) -> None:

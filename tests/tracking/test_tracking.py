@@ -13,13 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from types import SimpleNamespace
+from typing import Any, NamedTuple, NoReturn, cast
 
 import keras
 import mlflow
 import numpy as np
 import pytest
+import requests
 from mlflow.entities import Dataset, DatasetInput, Run
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from PIL import Image
 
 from experiments.cli import evaluate, inspect, ui
@@ -716,6 +719,20 @@ def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str,
         messages(folder) == ["metrics", "parameters", "model"]
         and client.get_run(run_id).data.tags["regime"] == "scratch"
     )
+
+
+@pytest.mark.parametrize("error, away", [
+    (mlflow.MlflowException("no connection"), True),
+    (mlflow.MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), False),
+    (requests.HTTPError(response=cast(Any, SimpleNamespace(status_code=429))), True),
+    (requests.HTTPError(response=cast(Any, SimpleNamespace(status_code=503))), True),
+    (requests.HTTPError(response=cast(Any, SimpleNamespace(status_code=413))), False),
+    (requests.ConnectionError("refused"), True),
+    (FileNotFoundError("report.html"), False),
+    (NotImplementedError("get_config"), False),
+])  # fmt: skip
+def test_a_store_that_is_away_and_a_message_that_it_rejects_are_distinguished(error: Exception, away: bool) -> None:
+    assert upload.is_unavailable(error) is away
 
 
 def test_parameters_stay_as_a_run_began(away: tuple[Any, str, Path]) -> None:
