@@ -236,7 +236,8 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
 def test_a_file_is_compared_by_its_own_classes_with_the_model_and_with_the_labels(drawn: Path, tmp_path: Path) -> None:
     given, expected = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     found = export.compare(run_of(drawn, tmp_path), tmp_path / "images.csv", given, expected, np.array([0, 1, 0]))
-    assert found == ("images.csv", (tmp_path / "images.csv").stat().st_size, pytest.approx(0.6), 2 / 3, 2 / 3)
+    assert (found.file, found.size) == ("images.csv", (tmp_path / "images.csv").stat().st_size)
+    assert found.difference == pytest.approx(0.6) and (found.same, found.accuracy) == (2 / 3, 2 / 3)
     assert export.compare(run_of(drawn, tmp_path), None, given, expected, np.array([0, 1, 1])).accuracy == 1
 
 
