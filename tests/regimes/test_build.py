@@ -249,6 +249,12 @@ def test_images_too_small_for_the_network(config: Configure) -> None:
     assert "32" in text and "model" in text
 
 
+@pytest.mark.parametrize("key", ["optimizer", "regime.head_optimizer"])
+def test_an_optimizer_that_cannot_be_built(config: Configure, key: str) -> None:
+    text = failure(config(*CONVNET, "regime=finetune", f"{key}.clipnorm=1", f"{key}.clipvalue=1"))
+    assert text.startswith(f"{key}: ") and "clipvalue" in text
+
+
 def test_optimizers_are_fresh_each_time(config: Configure) -> None:
     components = build(config(*CONVNET, "regime=finetune", "optimizer=adam"), {})
     first, second = components.phase.optimizer(), components.phase.optimizer()
