@@ -283,6 +283,12 @@ def test_a_database_has_its_artifacts_in_outputs_and_a_server_its_own() -> None:
         assert artifact_location(uri, "/outputs") is None
 
 
+def test_the_home_of_outputs_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/people/me")
+    monkeypatch.setenv("EXPERIMENTS_HOME", "~/x")
+    assert default_outputs() == "/people/me/x"
+
+
 @pytest.mark.parametrize("name", ["it's a?b=c#d", "50%41 é a@b:c $x"])
 def test_any_path_is_the_address_of_a_database(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name

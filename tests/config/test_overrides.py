@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Quote
 from omegaconf import OmegaConf
 
 from experiments.config import composing
-from experiments.config.hydra_errors import explain
+from experiments.config.hydra_errors import disk_full, explain
 from experiments.config.overrides import as_typed, implies_folder, literal, quoted
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
@@ -91,6 +91,13 @@ def test_a_path_that_the_system_refuses_is_named() -> None:
     assert text is not None and text.startswith("/mnt/outputs/runs: Read-only file system. ")
     assert "outputs=... or EXPERIMENTS_HOME" in text
     assert explain(OSError(errno.EIO, "Input/output error", "x"), []) is None
+
+
+def test_a_full_disk_is_recognised_by_hdf5s_message_too() -> None:
+    of_hdf5 = OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')")
+    for error in (OSError(errno.ENOSPC, "No space left on device"), of_hdf5):
+        assert "the disk is full" in str(disk_full(error))
+    assert disk_full(OSError("Can't write data (file write failed: errno = 5, error message = 'I/O error')")) is None
 
 
 def test_a_yaml_file_with_an_error_is_named(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_labels_that_differ_in_capitals_are_pointed_out(place: Path) -> None:
 
 def test_images_beside_those_of_the_file_are_reported(place: Path) -> None:
     file = write(place / "labels.csv", [["path", "label"], *rows_of(place)[:6]])
+    (place / "a" / "._0.png").touch()
     assert any("2 images beside those of labels.csv are not in it" in note for note in listing(file).notes)
 
 
@@ -241,6 +242,9 @@ def test_a_missing_file_folder_or_encoding(place: Path) -> None:
         listing(file)
     with pytest.raises(ConfigError, match=r"data.labels does not exist; did you mean '.*labels.csv'"):
         listing(place / "lables.csv")
+    (place / "lists").mkdir()
+    with pytest.raises(ConfigError, match=r"data.labels does not exist; did you mean '.*/lists'"):
+        listing(place / "list" / "labels.csv")
     with pytest.raises(ConfigError, match="data.labels is not a file"):
         listing(place)
     with pytest.raises(ConfigError, match="data.images does not exist"):

@@ -154,6 +154,13 @@ def test_test_images_without_labels_are_left_aside_with_a_note(tmp_path: Path, p
     assert found.skipped == ()
 
 
+def test_test_images_of_one_class_in_other_capitals_have_labels(tmp_path: Path) -> None:
+    for folder in ("train/a", "train/b", "test/A"):
+        draw(tmp_path / "data", folder, 4)
+    with pytest.raises(DataError, match="test/a: this class is missing, though train has it"):
+        read(tmp_path / "data")
+
+
 @pytest.mark.parametrize("name", ["train", "test", "valid", "Training"])
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, name: str) -> None:
     for class_name in ("bus", "car", name):

@@ -97,6 +97,7 @@ def test_with_group_the_earlier_of_given_splits_leaves_its_copies_out(presplit: 
     assert [image.path for image in found.skipped] == ["train/a/00.jpg", "train/b/01.jpg", "validation/a/10.jpg"]
     assert found.skipped[2].reason == "a near-duplicate of an image in test (data.on_leak=group)"
     assert not found.leaks and len(found.entries) == 18
+    assert read(presplit, on_leak="group", group=r"(\d+)\.jpg").skipped == found.skipped
     assert len(found.of("test")) == 6
 
 
