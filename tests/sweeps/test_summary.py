@@ -407,6 +407,8 @@ def test_the_figures_of_a_sweep_name_the_best_candidate_and_draw_the_mean_of_eac
     panels = plots.against_keys(ranked, ["n", "x"], "accuracy").axes
     means = [line.get_ydata() for panel in panels for line in panel.lines if line.get_label() == "mean"]
     assert np.asarray(means) == pytest.approx(np.array([[0.75, 0.65], [0.85, 0.55]]))
+    bounded = [*ranked[:1], summary.Candidate({}, [], Interval(0.9, 0.5, 1.0))]
+    assert plots.error_bars(bounded) == pytest.approx(np.array([[0, 0.4], [0, 0.1]])), "below, and above"
 
 
 def test_a_winner_over_folds_is_compared_with_the_baseline_of_all_their_images(folder: Path) -> None:
