@@ -242,15 +242,19 @@ def test_an_interruption_costs_the_shard_it_fell_into(tmp_path: Path, passes: li
 def _killed(outputs: Path) -> None:
     """Runs in a process of its own: killed when half of the fifth shard is on disk."""
     written = []
+    make = array_cache.CacheEntry.make
 
-    def half(table: feature_cache.FeatureTable, rows: np.ndarray) -> None:
-        written.append(1)
-        rows[: len(rows) // 2] = 7
-        if len(written) == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        np.concatenate(table.filling, out=rows)
+    def half(entry: array_cache.CacheEntry, write: Callable[[np.ndarray], object]) -> np.ndarray:
+        def partly(rows: np.ndarray) -> None:
+            written.append(1)
+            rows[: len(rows) // 2] = 7
+            if len(written) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(rows)
 
-    vars(feature_cache)["FeatureTable"].write = half
+        return make(entry, partly)
+
+    array_cache.CacheEntry.make = half  # type: ignore[method-assign]
     components = tiny(outputs)
     extract(components, wants_of(components, images_of()), Told())
 
