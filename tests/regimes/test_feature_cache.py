@@ -254,7 +254,7 @@ def _killed(outputs: Path) -> None:
 
         return make(entry, partly)
 
-    array_cache.CacheEntry.make = half  # type: ignore[method-assign]
+    array_cache.CacheEntry.make = half  # type: ignore[assignment, method-assign]
     components = tiny(outputs)
     extract(components, wants_of(components, images_of()), Told())
 
