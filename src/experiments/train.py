@@ -25,7 +25,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments.config import foreign_options, unused, validation
-from experiments.config.hydra_errors import disk_full, explain
+from experiments.config.hydra_errors import exhausted, explain
 from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
@@ -208,9 +208,9 @@ def reported(call: Callable[[], None]) -> None:
 
 
 def error_text(error: Exception, command: Sequence[str]) -> str | None:
-    """Return the message for an error of Hydra or the disk that users can act on; None for any other error."""
-    if full := disk_full(error):
-        return "\n".join([full, *getattr(error, "__notes__", ())])
+    """Return the message for an error of Hydra, disk or memory that users can act on; None for any other error."""
+    if text := exhausted(error):
+        return "\n".join([text, *getattr(error, "__notes__", ())])
     return explain(error, command)
 
 

@@ -25,7 +25,8 @@ Read = Callable[..., schema.Config]
 
 
 @pytest.mark.parametrize(
-    "given, epochs, taken", [(0, 7, 0), (2, 7, 2), (0.1, 15, 1), (0.1, 9, 0), (0.5, 7, 3), (0.9, 1, 0)]
+    "given, epochs, taken",
+    [(0, 7, 0), (2, 7, 2), (0.1, 15, 1), (0.1, 9, 0), (0.5, 7, 3), (0.9, 1, 0), (0.58, 50, 29), (0.57, 50, 28)],
 )
 def test_a_warmup_below_one_is_a_share_of_the_epochs(given: float, epochs: int, taken: int) -> None:
     assert schedules.warmup_epochs(given, epochs) == taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -96,17 +97,28 @@ def _several(override: str) -> str:
     return f"{line}. One text: {as_typed(key, value)}. A list: {shlex.quote(f'{key}=[{value}]')}"
 
 
-def disk_full(error: BaseException) -> str | None:
-    """Return the message for a write that failed for lack of space; None for any other error."""
-    while not isinstance(error, OSError) or not _no_room(error):
-        if error.__cause__ is None:
-            return None
-        error = error.__cause__
-    where = f"{error.filename}: " if error.filename else ""
-    return (
-        f"{where}there is no room to write ({error.strerror or error}): the disk is full, or a quota or a limit of "
-        "file sizes is reached. What was written before is whole. Make room (experiments cache prune), then go on"
-    )
+def exhausted(error: BaseException) -> str | None:
+    """Return the message for a lack of disk space or memory; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and _no_room(cause):
+            where = f"{cause.filename}: " if cause.filename else ""
+            return (
+                f"{where}there is no room to write ({cause.strerror or cause}): the disk is full, or a quota or a "
+                "limit of file sizes is reached. What was written before is whole. Make room (experiments cache "
+                "prune), then go on"
+            )
+        # TensorFlow's class is known by its name, as this module does not import TensorFlow.
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "ResourceExhaustedError":
+            tensor = re.search(r"tensor with shape(\[[\d,]*\]) and type (\w+) on \S*?device:(\w+:\d+)", str(cause))
+            what = f"for a tensor {tensor[1]} of {tensor[2]} on {tensor[3]}" if tensor else str(cause).strip()
+            return (
+                f"there is too little memory{f' ({what})' if what else ''}. End what else uses it, such as other jobs "
+                "(sweep.jobs), and go on; or use less: batch_size (optimizer.gradient_accumulation_steps keeps the "
+                "effective one), data.image_size, the head's layers, on a GPU runtime.precision=mixed_float16"
+            )
+        cause = cause.__cause__
+    return None
 
 
 def _no_room(error: OSError) -> bool:

@@ -285,7 +285,7 @@ class Config(Node):
     runtime: Runtime
     tracking: Tracking
     sweep: Sweep
-    seed: int = Field(ge=0, lt=2**31)
+    seed: int = Field(ge=0)
     batch_size: int = Positive
     epochs: int = Positive
     loss: Loss

@@ -14,7 +14,7 @@ from experiments.config.arguments import argument_errors
 from experiments.config.credentials import from_environment, lost_credentials, revealed
 from experiments.config.identity import NOT_IDENTITY
 from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member
-from experiments.config.overrides import value_at
+from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import GROUPS, PROBABILISTIC, Config, Metric, Model, Regime, Tracking
 from experiments.errors import ConfigError
 from experiments.system import paths
@@ -35,6 +35,7 @@ MOVED = {
 # What no regime can ignore: it is needed for every run, and to read what a run has logged.
 NEEDED = ("data", "model", "regime", "regime.name", "regime._target_", "regime.ignores")
 NEEDED_WITH_ALL_BELOW = (*NOT_IDENTITY, "runtime", "evaluate")
+LARGEST = 2**31 - 1  # of the whole numbers that TensorFlow's shapes and seeds hold
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -67,6 +68,10 @@ def validate(composed: DictConfig) -> Config:
         wrong |= {str(detail["loc"][0]) for detail in found}
     for key, group in [*zip(GROUPS, GROUPS, strict=True), ("regime.head_optimizer", "optimizer")]:
         lines += argument_errors(key, group, value_at(plain, key), missing)
+    for key, value in leaves(plain, ""):
+        if type(value) is int and value > LARGEST and not any(line.startswith(f"{key}:") for line in lines):
+            lines.append(f"{key}: must be at most {LARGEST}. Received: {value}")
+            wrong.add(key.split(".")[0])
     if not wrong & {"model", "regime", "tracking"}:
         model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
         lines += _cross_field_errors(model, regime, Tracking.model_validate(plain["tracking"]))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from rich.filesize import decimal
 
 from experiments import run
-from experiments.config.hydra_errors import disk_full, refused
+from experiments.config.hydra_errors import exhausted, refused
 from experiments.config.schema import Config
 from experiments.data import manifest
 from experiments.data.types import Dataset
@@ -56,15 +56,15 @@ class PreparedJob(NamedTuple):
 def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path) -> None:
     """Call a function of this module and write {"result": ...} to a file or, if it fails, {"error": message}.
 
-    Configuration, data and disk errors are reported in this way; all other exceptions are raised.
+    Errors of configuration, data, disk and memory are reported in this way; all other exceptions are raised.
     """
     signals.install()
     try:
         response = {"result": globals()[function](*arguments)}
     except (ConfigError, DataError) as error:
         response = {"error": str(error)}
-    except OSError as error:  # a full disk, a read-only outputs/
-        text = disk_full(error) or refused(error)
+    except Exception as error:
+        text = exhausted(error) or (refused(error) if isinstance(error, OSError) else None)
         if text is None:
             raise
         response = {"error": text}

@@ -16,7 +16,7 @@ def warmup_epochs(warmup: float, epochs: int) -> int:
         warmup: the value of `schedule.warmup`: a number of epochs or, below 1, a share of them, rounded down.
         epochs: the number of epochs of the whole phase.
     """
-    return int(warmup * epochs if warmup < 1 else warmup)
+    return int(warmup * epochs + 1e-9 if warmup < 1 else warmup)  # 0.58 * 50 is a little below 29
 
 
 def rate(
