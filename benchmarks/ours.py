@@ -157,7 +157,7 @@ def evaluate(components: RunComponents, dataset: Dataset) -> float:
     from types import SimpleNamespace
 
     from experiments.deploy import evaluate as evaluations
-    from experiments.deploy.labelled_images import Labelled
+    from experiments.deploy.labelled_images import LabelledFiles
     from experiments.evaluation.decision import default
 
     model, manifest = whole_model(components, dataset), dataset.manifest
@@ -167,7 +167,7 @@ def evaluate(components: RunComponents, dataset: Dataset) -> float:
         plain={"data": components.config.data.model_dump()}, predictions=lambda split: [],
     )  # fmt: skip
     began = time.perf_counter()
-    found = evaluations.evaluate(run, model, Labelled(manifest.root, manifest.root, files, []), 32, lambda _: None)
+    found = evaluations.evaluate(run, model, LabelledFiles(manifest.root, manifest.root, files, []), 32, lambda _: None)
     seconds = time.perf_counter() - began
     assert len(found.report.predictions) == len(files)
     return seconds

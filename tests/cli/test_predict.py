@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from experiments.cli import predict as verb
 from experiments.deploy import prediction_writers as writers
 from experiments.deploy import saved_run
-from experiments.deploy.predict import Prediction, list_files, predictions
+from experiments.deploy.predict import FilePrediction, list_files, predictions
 from experiments.errors import ConfigError, DataError
 from experiments.evaluation.calibration import TEMPERATURE, arrays_of, fit_temperature, scale
 from experiments.evaluation.decision import Decision
@@ -252,7 +252,7 @@ def test_class_names_on_a_terminal_stand_in_columns(tmp_path: Path) -> None:
     file = io.StringIO()
     write = writers.terminal_rows(file, writers.Answers(("n" * 200, "d\x1b]0;t\x07", "猫"), Decision()))
     for at in range(3):
-        write(Prediction("a.png", np.eye(3)[at], ""))
+        write(FilePrediction("a.png", np.eye(3)[at], ""))
     lines = file.getvalue().splitlines()
     assert [line[-5:] for line in lines] == ["a.png"] * 3 and "\x1b" not in file.getvalue()
     assert {cell_len(line) for line in lines} == {writers.LONGEST + len("  100.0%  a.png")}

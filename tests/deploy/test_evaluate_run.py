@@ -299,7 +299,7 @@ def test_evaluation_holds_the_pixels_of_a_few_batches(
     names = [f"{at}.png" for at in range(300)]
     for name in names:
         (tmp_path / name).write_text(name)
-    labelled = labelled_images.Labelled(tmp_path, tmp_path, [(name, "cats") for name in names], [])
+    labelled = labelled_images.LabelledFiles(tmp_path, tmp_path, [(name, "cats") for name in names], [])
     found = evaluations.evaluate(run, classifier(), labelled, 4, lambda _: None)  # type: ignore[arg-type]
     assert len(found.report.predictions) == 300
     assert most <= (predict.AHEAD + 1) * 4 + 2, "those decoded ahead and those that the network takes"

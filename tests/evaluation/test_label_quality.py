@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, rank
+from experiments.evaluation.label_quality import Doubt, LabelledImage, count_wrong, rank
 
 
 def doubts_by_image(labels: np.ndarray, probabilities: np.ndarray) -> list[Doubt]:
     """Return the doubts of images in their given order; the classes are "0", "1", ..."""
     images = [
-        Labelled(f"{n:03}", "", "validation", str(label), tuple(shares))
+        LabelledImage(f"{n:03}", "", "validation", str(label), tuple(shares))
         for n, (label, shares) in enumerate(zip(labels, probabilities.tolist(), strict=True))
     ]
     found = rank(images, [str(label) for label in range(probabilities.shape[1])])
@@ -51,10 +51,10 @@ def test_flipped_labels_come_first() -> None:
 
 
 def test_doubts_of_a_model_that_has_learned_nothing_are_reported_to_mean_little() -> None:
-    def labelled(share: float, split: str) -> list[Labelled]:
+    def labelled(share: float, split: str) -> list[LabelledImage]:
         """Return 20 images of two classes, whose labels the model gives this probability."""
         return [
-            Labelled(f"{split}{n}", "", split, "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share))
+            LabelledImage(f"{split}{n}", "", split, "ab"[n % 2], (1 - share, share) if n % 2 else (share, 1 - share))
             for n in range(20)
         ]
 

@@ -20,7 +20,7 @@ from experiments.system.startup import quiet_start
 
 if TYPE_CHECKING:
     from experiments.deploy.evaluate import Evaluation
-    from experiments.deploy.labelled_images import Labelled
+    from experiments.deploy.labelled_images import LabelledFiles
     from experiments.deploy.saved_run import Trained
 
 SOME_FAILED, NOT_REACHED = 3, 4
@@ -95,7 +95,7 @@ def evaluate(arguments: argparse.Namespace) -> Evaluation:
     return found
 
 
-def log(run: Trained, found: Evaluation, labelled: Labelled, output: Path, split: str | None) -> None:
+def log(run: Trained, found: Evaluation, labelled: LabelledFiles, output: Path, split: str | None) -> None:
     """Log an evaluation to MLflow, as a child of the run; if that fails, its files are still there."""
     from experiments.deploy.evaluate import digest
     from experiments.reports.text import accuracy_line

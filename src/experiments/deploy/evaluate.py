@@ -17,7 +17,7 @@ from experiments.comparison.text import p_text, signed
 from experiments.data.issues import DataIssue, printable
 from experiments.data.listing import ListedImage
 from experiments.data.validation import hash_files
-from experiments.deploy.labelled_images import Labelled
+from experiments.deploy.labelled_images import LabelledFiles
 from experiments.deploy.predict import predictions, read_image
 from experiments.deploy.saved_run import Trained
 from experiments.errors import DataError
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Trained, model: keras.Model, labelled: Labelled, batch_size: int, advance: Callable[[int], None]
+    run: Trained, model: keras.Model, labelled: LabelledFiles, batch_size: int, advance: Callable[[int], None]
 ) -> Evaluation:
     """Evaluate a run's model on labelled images, which are decoded ahead of the network as by `predict`.
 
@@ -141,7 +141,7 @@ def digest(report: Report) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]  # MLflow accepts no longer digest
 
 
-def write(evaluation: Evaluation, run: Trained, labelled: Labelled, image_size: int, folder: Path) -> None:
+def write(evaluation: Evaluation, run: Trained, labelled: LabelledFiles, image_size: int, folder: Path) -> None:
     """Write metrics, predictions, class scores, skipped files and figures to a new directory, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = atomic_files.draft(folder)

@@ -16,7 +16,7 @@ from experiments.data.types import SPLITS
 from experiments.errors import ConfigError
 
 
-class Labelled(NamedTuple):
+class LabelledFiles(NamedTuple):
     """Image files with the class of each, before any is read."""
 
     place: Path  # the folder or the CSV file, absolute
@@ -29,7 +29,7 @@ class Labelled(NamedTuple):
 def find(
     place: Path, classes: Sequence[str], split: str | None, ignore_unknown: bool,
     merged: Mapping[str, Sequence[str]] | None = None,
-) -> Labelled:  # fmt: skip
+) -> LabelledFiles:  # fmt: skip
     """Return the labelled images in a folder, or those that a CSV file lists.
 
     The images of a class are those in and below the folder with its name; of names that look the same (composed
@@ -70,7 +70,7 @@ def find(
     absent = sorted(set(classes) - {name for _, name in files})
     if absent:
         notes.append(f"Without images: {', '.join(map(printable, absent))}")
-    return Labelled(place, root, files, notes, issues)
+    return LabelledFiles(place, root, files, notes, issues)
 
 
 def _in_folders(

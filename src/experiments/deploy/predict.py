@@ -38,7 +38,9 @@ BATCH_SIZE = 32  # of the images that a run has recorded
 AHEAD = 4  # batches of images that are decoded, or being decoded, while the network computes one
 
 
-class Prediction(NamedTuple):
+class FilePrediction(NamedTuple):
+    """What a model predicts for an image file, or why it cannot."""
+
     path: str
     probabilities: np.ndarray | None  # [classes] float32; None: the file cannot be used
     error: str  # why the file cannot be used; empty if it can
@@ -89,7 +91,7 @@ def list_files(given: Sequence[str]) -> tuple[list[str], int]:
 def predictions(
     model: keras.Model, files: Iterable[str | Image.Image], batch_size: int,
     decoder_settings: DecoderSettings = DEFAULTS, distances: Distances | None = None,
-) -> Iterator[list[Prediction]]:  # fmt: skip
+) -> Iterator[list[FilePrediction]]:  # fmt: skip
     """Yield a model's predictions for image files in their order, a batch at a time, in constant memory.
 
     The prediction for a file that cannot be used holds the error, that for an image an empty path. The model computes
@@ -100,14 +102,14 @@ def predictions(
     infer = inference_functions([model, *([distances.features] if distances else [])])
     size = int(model.input_shape[1])
 
-    def compute(images: Sequence[tuple[str, np.ndarray | str]]) -> list[Prediction]:
+    def compute(images: Sequence[tuple[str, np.ndarray | str]]) -> list[FilePrediction]:
         pixels = [image for _, image in images if not isinstance(image, str)]
         outputs = infer(np.stack(pixels).astype("float32")) if pixels else []
         probabilities = iter(outputs[0] if pixels else ())
         measured = iter(distances.of(outputs[1]).tolist() if distances and pixels else ())
         return [
-            Prediction(path, None, image) if isinstance(image, str)
-            else Prediction(path, next(probabilities), "", next(measured, None))
+            FilePrediction(path, None, image) if isinstance(image, str)
+            else FilePrediction(path, next(probabilities), "", next(measured, None))
             for path, image in images
         ]  # fmt: skip
 

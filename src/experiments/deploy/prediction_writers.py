@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from experiments.deploy.predict import Prediction
+    from experiments.deploy.predict import FilePrediction
     from experiments.evaluation.decision import Decision
 
-    Write = Callable[[Prediction], None]
+    Write = Callable[[FilePrediction], None]
 
 NONE = "none"  # the class that is written for a rejected image
 LONGEST = 40  # characters of a class name on the terminal
@@ -58,7 +58,7 @@ class Answers:
         """Whether images may be rejected."""
         return self.threshold > 0 or self.farthest is not None
 
-    def __call__(self, prediction: Prediction) -> Answer:
+    def __call__(self, prediction: FilePrediction) -> Answer:
         """Return the answer for an image file that can be used."""
         probabilities, distance = prediction.probabilities, prediction.distance
         assert probabilities is not None
@@ -80,7 +80,7 @@ class Answers:
         measured = ["distance", "unlike"] if self.farthest is not None else []
         return ["path", "class", "probability", *(f"p_{name}" for name in self.classes), *measured, "error"]
 
-    def cells(self, prediction: Prediction) -> list[str | float | bool | None]:
+    def cells(self, prediction: FilePrediction) -> list[str | float | bool | None]:
         """Return the row of an image; of a file that cannot be used, all but path and error are None."""
         if prediction.probabilities is None:
             return [prediction.path, *[None] * (len(self.columns) - 2), prediction.error]
@@ -101,7 +101,7 @@ def terminal_rows(file: TextIO, answers: Answers) -> Write:
         shown[name] = text if len(text) <= LONGEST else f"{text[: LONGEST - 10]}…{text[-9:]}"
     width = max(map(cell_len, shown.values()))
 
-    def write(prediction: Prediction) -> None:
+    def write(prediction: FilePrediction) -> None:
         if prediction.probabilities is None:
             file.flush()  # so that lines on both streams keep their order
             print(f"{printable(prediction.path)}: {prediction.error}", file=sys.stderr)
@@ -121,7 +121,7 @@ def csv_rows(file: TextIO, answers: Answers) -> Write:
         csv.writer(line).writerow(cells)  # with csv's own line end, so that names with a carriage return are quoted
         file.write(f"{line.getvalue().removesuffix(csv.excel.lineterminator)}\n")
 
-    def write(prediction: Prediction) -> None:
+    def write(prediction: FilePrediction) -> None:
         write_row([str(cell).lower() if isinstance(cell, bool) else cell for cell in answers.cells(prediction)])
 
     write_row(answers.columns)
@@ -131,7 +131,7 @@ def csv_rows(file: TextIO, answers: Answers) -> Write:
 def json_rows(file: TextIO, answers: Answers) -> Write:
     """Return a writer of a JSON object per line: a CSV row with the probabilities by class, or path and error."""
 
-    def write(prediction: Prediction) -> None:
+    def write(prediction: FilePrediction) -> None:
         row: dict[str, object] = {"path": prediction.path}
         if prediction.probabilities is None:
             row["error"] = prediction.error

@@ -17,7 +17,7 @@ from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import Prediction
 
 
-class Labelled(NamedTuple):
+class LabelledImage(NamedTuple):
     """An image with its label and the probabilities of all classes."""
 
     path: str  # relative to the data root
@@ -35,7 +35,7 @@ class Labelled(NamedTuple):
 class Doubt(NamedTuple):
     """An image with the scores of its label; lower ones are more doubtful."""
 
-    image: Labelled
+    image: LabelledImage
     self_confidence: float  # the probability of the label
     margin: float  # that minus the largest probability of another class, in [-1, 1]
     likely: str  # the most probable other class
@@ -48,18 +48,20 @@ def have_probabilities(predictions: Sequence[Prediction], classes: Sequence[str]
     return all(row.label in classes and row.probabilities.keys() == set(classes) for row in predictions)
 
 
-def labelled(predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation") -> list[Labelled]:
+def labelled(
+    predictions: Iterable[Prediction], classes: Sequence[str], split: str = "validation"
+) -> list[LabelledImage]:
     """Return the images of predictions in a split, each with the mean probabilities [C] of its predictions."""
     found: dict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     for row in predictions:
         found[row.path, row.sha256, row.label].append([row.probabilities[name] for name in classes])
     return [
-        Labelled(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()))
+        LabelledImage(path, sha256, split, label, tuple(np.mean(shares, axis=0).tolist()))
         for (path, sha256, label), shares in found.items()
     ]
 
 
-def rank(images: Sequence[Labelled], classes: Sequence[str]) -> list[Doubt]:
+def rank(images: Sequence[LabelledImage], classes: Sequence[str]) -> list[Doubt]:
     """Return the images with the scores of their labels, the most doubtful first: by self-confidence.
 
     Confident learning counts an image for the most probable of those classes whose probability is at least the mean

@@ -13,7 +13,7 @@ from experiments.data.pixel_cache import open_image
 from experiments.deploy.predict import predict_recorded
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, have_probabilities, labelled, rank
+from experiments.evaluation.label_quality import Doubt, LabelledImage, count_wrong, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.images.resizing import fit
 from experiments.inspection.inspection import Inspection
@@ -53,7 +53,7 @@ def inspect(
         rows = run.images("train")
         shares = predict_recorded(run.model(), root, rows, settings, progress, "training images").tolist()
         trained = [
-            Labelled(row["path"], row["sha256"], "train", row["class_name"], tuple(probabilities))
+            LabelledImage(row["path"], row["sha256"], "train", row["class_name"], tuple(probabilities))
             for row, probabilities in zip(rows, shares, strict=True)
         ]
         lines.append(
@@ -84,7 +84,7 @@ def inspect(
     )  # fmt: skip
 
 
-def held_out(runs: Sequence[Trained]) -> list[Labelled]:
+def held_out(runs: Sequence[Trained]) -> list[LabelledImage]:
     """Return the validation images of runs, with the mean probabilities of the runs that validated with them."""
     predictions = []
     for run in runs:

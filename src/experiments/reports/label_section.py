@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.label_quality import Doubt, Labelled, count_wrong, have_probabilities, labelled, rank
+from experiments.evaluation.label_quality import Doubt, LabelledImage, count_wrong, have_probabilities, labelled, rank
 from experiments.images.decoder_settings import DecoderSettings
 from experiments.reports import page
 from experiments.runs import candidate_runs
@@ -48,7 +48,7 @@ def section(
 
 def rated(
     directory: RunDirectory, own: Sequence[Prediction], classes: Sequence[str]
-) -> tuple[list[Labelled], list[str]]:
+) -> tuple[list[LabelledImage], list[str]]:
     """Return the images of a run with their probabilities, and sentences about which models these come from."""
     folds = [
         (run.fold, predictions)

@@ -16,7 +16,7 @@ class Prediction:
     path: str  # relative to the data root; the image's id; bytes that are not UTF-8 as backslash escapes
     sha256: str  # of the file
     label: str  # the true class
-    predicted: str  # the most probable class; of equally probable ones the first
+    predicted: str  # the most probable class, of equally probable ones the first; with a threshold what follows from it
     confidence: float  # the probability of the predicted class
     correct: bool
     probabilities: Mapping[str, float]  # class -> probability, in label order
