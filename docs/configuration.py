@@ -54,7 +54,7 @@ python -m experiments.train regime=finetune model=mobilenet_v2 optimizer.lr=1e-4
 (`+tags.why=x`, `+model.layers.block4={filters:128}`), `~KEY` takes one away. `--cfg job` shows what comes out, without
 running it. A choice of your own is a file `FOLDER/GROUP/NAME.yaml`, found with `--config-dir FOLDER`; its `name` is the
 file's, its `_target_` the class or function that it is made by. What is not allowed below is refused before anything
-starts.
+starts, and so are whole numbers from 2147483648 on.
 
 The column `default` has the value of the choice that is taken where none is named, then those of other choices.
 """

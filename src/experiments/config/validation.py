@@ -35,7 +35,7 @@ MOVED = {
 # What no regime can ignore: it is needed for every run, and to read what a run has logged.
 NEEDED = ("data", "model", "regime", "regime.name", "regime._target_", "regime.ignores")
 NEEDED_WITH_ALL_BELOW = (*NOT_IDENTITY, "runtime", "evaluate")
-LARGEST = 2**31 - 1  # of the whole numbers that TensorFlow's shapes and seeds hold
+BOUND = 2**31  # whole numbers are less, so that TensorFlow's shapes and seeds hold them
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -69,8 +69,8 @@ def validate(composed: DictConfig) -> Config:
     for key, group in [*zip(GROUPS, GROUPS, strict=True), ("regime.head_optimizer", "optimizer")]:
         lines += argument_errors(key, group, value_at(plain, key), missing)
     for key, value in leaves(plain, ""):
-        if type(value) is int and value > LARGEST and not any(line.startswith(f"{key}:") for line in lines):
-            lines.append(f"{key}: must be at most {LARGEST}. Received: {value}")
+        if type(value) is int and value >= BOUND and not any(line.startswith(f"{key}:") for line in lines):
+            lines.append(f"{key}: must be less than {BOUND}. Received: {value}")
             wrong.add(key.split(".")[0])
     if not wrong & {"model", "regime", "tracking"}:
         model, regime = Model.model_validate(plain["model"]), Regime.model_validate(plain["regime"])
