@@ -25,7 +25,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments.config import foreign_options, unused, validation
-from experiments.config.hydra_errors import exhausted, explain
+from experiments.config.hydra_errors import explain
 from experiments.config.overrides import implies_folder
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError, Pruned
@@ -38,7 +38,7 @@ from experiments.sweeps.launchers.ray_cluster import RayLauncher
 from experiments.sweeps.launchers.slurm import SlurmLauncher
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.sweeper import Sweeper
-from experiments.system import paths, redaction, signals
+from experiments.system import machine_errors, paths, redaction, signals
 from experiments.system.private_api import Callbacks, get_args_parser
 from experiments.system.startup import quiet_start
 from experiments.training.types import Status
@@ -208,8 +208,8 @@ def reported(call: Callable[[], None]) -> None:
 
 
 def error_text(error: Exception, command: Sequence[str]) -> str | None:
-    """Return the message for an error of Hydra, disk or memory that users can act on; None for any other error."""
-    if text := exhausted(error):
+    """Return the message for an error of Hydra or the machine that users can act on; None for any other error."""
+    if text := machine_errors.explain(error):
         return "\n".join([text, *getattr(error, "__notes__", ())])
     return explain(error, command)
 

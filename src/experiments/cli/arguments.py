@@ -11,12 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.errors import ConfigError, DataError
+from experiments.system import machine_errors
 from experiments.system.paths import default_outputs
 
 
 @contextmanager
 def exit_on_error(*others: type[Exception]) -> Iterator[None]:
-    """End the process with the message of a ConfigError, a DataError or one of `others`; also usable as a decorator."""
+    """End the process with the message of a ConfigError, a DataError or one of `others`; also usable as a decorator.
+
+    So it does where the disk is full or memory is exhausted.
+    """
     expected: tuple[type[Exception], ...] = (ConfigError, DataError, *others)
     try:
         yield
@@ -27,7 +31,11 @@ def exit_on_error(*others: type[Exception]) -> Iterator[None]:
             refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
             if refused and Path(error.filename).is_relative_to(default_outputs()):
                 text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
-        sys.exit(text)
+        sys.exit(machine_errors.exhausted(error) or text)
+    except Exception as error:
+        if exhausted := machine_errors.exhausted(error):
+            sys.exit(exhausted)
+        raise
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

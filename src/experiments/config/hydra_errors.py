@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -53,17 +51,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         return format_errors([f"A YAML file cannot be read: {' '.join(str(error).split())}"])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return format_errors(str(error).splitlines())
-    return refused(error) if isinstance(error, OSError) else None
-
-
-def refused(error: OSError) -> str | None:
-    """Return the message for a path that the operating system refuses; None for any other error."""
-    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-        return None
-    return (
-        f"{error.filename}: {error.strerror}. What is written lies below outputs/ (another: outputs=... or "
-        "EXPERIMENTS_HOME) and in a run's folder (hydra.run.dir): folders that this user must be able to write to"
-    )
+    return None
 
 
 def _unread(override: str, error: OverrideParseException) -> str:
@@ -95,36 +83,6 @@ def _several(override: str) -> str:
     if (CONF / key.lstrip("+").partition("@")[0]).is_dir():
         return line
     return f"{line}. One text: {as_typed(key, value)}. A list: {shlex.quote(f'{key}=[{value}]')}"
-
-
-def exhausted(error: BaseException) -> str | None:
-    """Return the message for a lack of disk space or memory; None for any other error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and _no_room(cause):
-            where = f"{cause.filename}: " if cause.filename else ""
-            return (
-                f"{where}there is no room to write ({cause.strerror or cause}): the disk is full, or a quota or a "
-                "limit of file sizes is reached. What was written before is whole. Make room (experiments cache "
-                "prune), then go on"
-            )
-        # TensorFlow's class is known by its name, as this module does not import TensorFlow.
-        if isinstance(cause, MemoryError) or type(cause).__name__ == "ResourceExhaustedError":
-            tensor = re.search(r"tensor with shape(\[[\d,]*\]) and type (\w+) on \S*?device:(\w+:\d+)", str(cause))
-            what = f"for a tensor {tensor[1]} of {tensor[2]} on {tensor[3]}" if tensor else str(cause).strip()
-            return (
-                f"there is too little memory{f' ({what})' if what else ''}. End what else uses it, such as other jobs "
-                "(sweep.jobs), and go on; or use less: batch_size (optimizer.gradient_accumulation_steps keeps the "
-                "effective one), data.image_size, the head's layers, on a GPU runtime.precision=mixed_float16"
-            )
-        cause = cause.__cause__
-    return None
-
-
-def _no_room(error: OSError) -> bool:
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # HDF5 gives the error number only in its message.
-    return error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
 
 
 def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:

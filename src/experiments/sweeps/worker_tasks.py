@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from rich.filesize import decimal
 
 from experiments import run
-from experiments.config.hydra_errors import exhausted, refused
 from experiments.config.schema import Config
 from experiments.data import manifest
 from experiments.data.types import Dataset
@@ -35,7 +34,7 @@ from experiments.storage import atomic_files
 from experiments.sweeps import summary_files
 from experiments.sweeps.launchers import processes
 from experiments.sweeps.sweep_directory import folders
-from experiments.system import signals
+from experiments.system import machine_errors, signals
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection, inputs, queries, summary_runs
@@ -56,7 +55,7 @@ class PreparedJob(NamedTuple):
 def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path) -> None:
     """Call a function of this module and write {"result": ...} to a file or, if it fails, {"error": message}.
 
-    Errors of configuration, data, disk and memory are reported in this way; all other exceptions are raised.
+    Errors of configuration, data and machine are reported in this way; all other exceptions are raised.
     """
     signals.install()
     try:
@@ -64,7 +63,7 @@ def respond(function: processes.WorkerTask, arguments: Sequence[Any], file: Path
     except (ConfigError, DataError) as error:
         response = {"error": str(error)}
     except Exception as error:
-        text = exhausted(error) or (refused(error) if isinstance(error, OSError) else None)
+        text = machine_errors.explain(error)  # a full disk, a read-only outputs/, too little memory
         if text is None:
             raise
         response = {"error": text}
