@@ -59,30 +59,59 @@ def expand(given: Sequence[str]) -> list[str]:
         written, dropped = overrides(plain, parsed.config_dir)
     except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"like: that configuration cannot be taken over: {str(error)[:300]}") from None
-    # If the command line chooses a group, nothing of that group is taken over.
-    chosen = {argument.partition("=")[0] for argument in parsed.overrides}
+    lines = without_chosen(written, parsed.overrides)
+    check_weights(plain, parsed.overrides)
+    foreign = [line for line in lines if is_foreign(line)]
+    print_skipped(foreign, dropped)
+    lines = [line for line in lines if line not in foreign]
+    unused.brought[:] = lines
+    first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
+    return [*rest[:first], *lines, *rest[first:]]
+
+
+def without_chosen(written: Mapping[str, str], typed: Sequence[str]) -> list[str]:
+    """Return the overrides of a configuration, given with their groups, but for groups that the command line chooses.
+
+    Args:
+        written: the overrides, each with its group.
+        typed: the overrides of the command line.
+    """
+    chosen = {argument.partition("=")[0] for argument in typed}
     if "regime" in chosen and not any(line.startswith("optimizer=") for line in written):
         chosen.add("optimizer")  # the old regime had selected it; the new one selects its own
-    lines, foreign = list[str](), list[str]()
-    for line, group in written.items():
-        if group in chosen or (HEAD in chosen and line.startswith((HEAD, "++regime.head_optimizer."))):
-            continue
-        key, _, value = line.lstrip("+").partition("=")
-        # The hash and the length are skipped with the address: they come from the same author and verify nothing.
-        if key in DOWNLOAD or (key.startswith("data.") and "://" in value):
-            foreign.append(line.lstrip("+"))
-        else:
-            lines.append(line)
+    if HEAD in chosen:
+        written = {
+            line: group for line, group in written.items() if not line.startswith((HEAD, "++regime.head_optimizer."))
+        }
+    return [line for line, group in written.items() if group not in chosen]
+
+
+def is_foreign(line: str) -> bool:
+    """Return whether an override names an address or archive to open, or the hash or length of one.
+
+    Hash and length are skipped with the address: they come from the same author and verify nothing.
+    """
+    key, _, value = line.lstrip("+").partition("=")
+    return key in DOWNLOAD or (key.startswith("data.") and "://" in value)
+
+
+def check_weights(plain: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Raise ConfigError if the weights of a configuration are at an address and the command line gives no others."""
     weights = str(value_at(plain, "model.weights", ""))
+    given = {argument.lstrip("+~").partition("=")[0] for argument in typed}
     is_remote = "://" in weights or weights.startswith(("//", "\\\\"))  # a local file is read as data, not code
-    typed = {argument.lstrip("+~").partition("=")[0] for argument in parsed.overrides}
-    if "model" not in chosen and "model.weights" not in typed and is_remote:
+    if is_remote and not given & {"model", "model.weights"}:
         raise ConfigError(
             f"like: model.weights: that configuration names an address, which is not opened unless you type it "
             f"yourself: model.weights={quoted(weights)}, or give other weights"
         )
+
+
+def print_skipped(foreign: Sequence[str], dropped: Sequence[str]) -> None:
+    """Print to standard error which overrides (`foreign`) and keys from the environment (`dropped`) were skipped."""
     if foreign:
-        shown = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(foreign))
+        listed = ", ".join(line.lstrip("+") for line in foreign)
+        shown = "".join(letter if letter.isprintable() else "?" for letter in listed)
         print(
             f"like: skipped, because addresses and archives of another configuration are not opened: {shown}. "
             "Type what you want to use",
@@ -90,9 +119,6 @@ def expand(given: Sequence[str]) -> list[str]:
         )
     if dropped:
         print(f"like: skipped, because nothing is taken from the environment: {', '.join(dropped)}", file=sys.stderr)
-    unused.brought[:] = lines
-    first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
-    return [*rest[:first], *lines, *rest[first:]]
 
 
 def without_continue(given: Sequence[str]) -> list[str]:
@@ -160,31 +186,8 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[dict[st
     Raises:
         ConfigError: a key is unknown, or the value of a group is not a mapping.
     """
-    known = Config.model_fields
-    wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]
-    if wrong:
-        raise ConfigError("\n".join(["like: that configuration cannot be used:", *(f"  {line}" for line in wrong)]))
-    wanted = {key: value for key, value in plain.items() if key in known and key not in NOT_IDENTITY}
-    for group in set(GROUPS) & set(wanted):
-        if not isinstance(wanted[group], Mapping):
-            raise ConfigError(f"like: {group}: must be a mapping. Received: {wanted[group]!r}")
-    runtime = wanted.pop("runtime", None)
-    if isinstance(runtime, Mapping):
-        wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
-
-    # A choice that follows from another one (a regime selects its optimizer) is not written out.
-    lines: dict[str, str] = {}
-    places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
-    places["regime.head_optimizer"] = (HEAD, "regime")
-    base = compose([], config_dir)
-    for place, (choice, group) in places.items():
-        name = value_at(wanted, f"{place}.name")
-        if isinstance(name, str) and re.fullmatch(r"\w+", name) and value_at(base, f"{place}.name") != name:
-            folders = [CONF, *([Path(config_dir)] if config_dir else [])]
-            if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
-                lines[f"{choice}={name}"] = group
-                base = compose(list(lines), config_dir)
-
+    wanted = _identity_keys(plain)
+    lines, base = _choices(wanted, config_dir)
     dropped: list[str] = []
     for key, value in wanted.items():
         for path, leaf in leaves(value, key):
@@ -197,6 +200,42 @@ def overrides(plain: Mapping[str, Any], config_dir: str | None) -> tuple[dict[st
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines |= {f"~{path}.{key}": path.partition(".")[0] for key in before if key not in after}
     return lines, dropped
+
+
+def _identity_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a configuration that belong to a run's identity; raise ConfigError as `overrides` does."""
+    known = Config.model_fields
+    wrong = [unknown_key(str(key), known, value) for key, value in plain.items() if key not in known and key != "hydra"]
+    if wrong:
+        raise ConfigError("\n".join(["like: that configuration cannot be used:", *(f"  {line}" for line in wrong)]))
+    wanted = {key: value for key, value in plain.items() if key in known and key not in NOT_IDENTITY}
+    for group in set(GROUPS) & set(wanted):
+        if not isinstance(wanted[group], Mapping):
+            raise ConfigError(f"like: {group}: must be a mapping. Received: {wanted[group]!r}")
+    runtime = wanted.pop("runtime", None)
+    if isinstance(runtime, Mapping):
+        wanted["runtime"] = {key: runtime[key] for key in RUNTIME if key in runtime}
+    return wanted
+
+
+def _choices(wanted: Mapping[str, Any], config_dir: str | None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the overrides that choose a configuration's groups, each with its group, and what they compose into.
+
+    A choice that follows from another one (a regime selects its optimizer) is not among them.
+    """
+    lines: dict[str, str] = {}
+    folders = [CONF, *([Path(config_dir)] if config_dir else [])]
+    places = {group: (group, group) for group in ("data", "augmentation", "model", "regime", "schedule", "optimizer")}
+    places["regime.head_optimizer"] = (HEAD, "regime")
+    base = compose([], config_dir)
+    for place, (choice, group) in places.items():
+        name = value_at(wanted, f"{place}.name")
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or value_at(base, f"{place}.name") == name:
+            continue
+        if any((folder / choice.partition("@")[0] / f"{name}.yaml").is_file() for folder in folders):
+            lines[f"{choice}={name}"] = group
+            base = compose(list(lines), config_dir)
+    return lines, base
 
 
 MISSING = "???"

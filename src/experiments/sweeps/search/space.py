@@ -67,53 +67,72 @@ def dimension(override: Override, default: Any = None) -> Dimension | None:
     If the key's value without the override, `default`, is a float, an interval contains floats, even if its ends are
     typed as whole numbers. Raise ConfigError if the values cannot be searched over.
     """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    element, line = override.get_key_element(), f"Received: {override.input_line}"
     sweep: Any = override.value()
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"}:
-        raise ConfigError(f"{element}: tag: allowed is log. {line}")
+        raise _wrong(override, "tag: allowed is log.")
     log = "log" in tags
-    low: Any
-    high: Any
-    step: dict[str, Any] = {}
-    values: tuple[str, ...] = ()
     if isinstance(sweep, IntervalSweep):
-        low, high = sweep.start, sweep.end
-        # Hydra converts the ends of an interval to floats unless they are cast, so the typed text is parsed.
-        typed = INTEGERS.search(str(override.input_line))
-        if typed and not isinstance(default, float):
-            low, high = int(typed[1]), int(typed[2])
-        if not low < high or not math.isfinite(low) or not math.isfinite(high):
-            raise ConfigError(f"{element}: interval: its start must be less than its end, both finite. {line}")
-    elif isinstance(sweep, RangeSweep):
-        values = tuple(sorted(dict.fromkeys(override.sweep_string_iterator()), key=float))
-        if not values:
-            raise ConfigError(f"{element}: range: there is nothing from its start to its end. {line}")
-        if len(values) == 1:
-            return None
-        kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)) else float
-        first, width = Decimal(values[0]), abs(Decimal(str(sweep.step)))
-        # The end is exact: Hydra sums floats, and Optuna requires whole steps.
-        low, high, step = kind(first), kind(first + width * (len(values) - 1)), {"step": kind(width)}
-        if log and (kind is float or width != 1):
-            raise ConfigError(f"{element}: tag(log, range): needs whole numbers and steps of 1. {line}")
-    else:
-        if tags:
-            raise ConfigError(f"{element}: tag(log): allowed with interval and range. {line}")
-        choices = list(dict.fromkeys(override.sweep_string_iterator()))
-        if not choices:
-            raise ConfigError(f"{element}: there is no such choice. {line}")
-        if len(choices) == 1:
-            return None
-        # Shuffled choices are sorted, because another order at every start would make another search space.
-        shuffled = isinstance(sweep, ChoiceSweep) and sweep.shuffle
-        return Dimension(element, CategoricalDistribution(sorted(choices) if shuffled else choices))
+        return _interval(override, sweep, log, default)
+    if isinstance(sweep, RangeSweep):
+        return _range(override, sweep, log)
+    if log:
+        raise _wrong(override, "tag(log): allowed with interval and range.")
+    return _choice(override, is_shuffled=isinstance(sweep, ChoiceSweep) and bool(sweep.shuffle))
+
+
+def _wrong(override: Override, reason: str) -> ConfigError:
+    return ConfigError(f"{override.get_key_element()}: {reason} Received: {override.input_line}")
+
+
+def _interval(override: Override, sweep: IntervalSweep, log: bool, default: Any) -> Dimension:
+    low: Any = sweep.start
+    high: Any = sweep.end
+    # Hydra converts the ends of an interval to floats unless they are cast, so the typed text is parsed.
+    typed = INTEGERS.search(str(override.input_line))
+    if typed and not isinstance(default, float):
+        low, high = int(typed[1]), int(typed[2])
+    if not low < high or not math.isfinite(low) or not math.isfinite(high):
+        raise _wrong(override, "interval: its start must be less than its end, both finite.")
+    return _numbers(override, low, high, log)
+
+
+def _range(override: Override, sweep: RangeSweep, log: bool) -> Dimension | None:
+    values = tuple(sorted(dict.fromkeys(override.sweep_string_iterator()), key=float))
+    if not values:
+        raise _wrong(override, "range: there is nothing from its start to its end.")
+    if len(values) == 1:
+        return None
+    kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)) else float
+    first, width = Decimal(values[0]), abs(Decimal(str(sweep.step)))
+    if log and (kind is float or width != 1):
+        raise _wrong(override, "tag(log, range): needs whole numbers and steps of 1.")
+    # The end is exact: Hydra sums floats, and Optuna requires whole steps.
+    return _numbers(override, kind(first), kind(first + width * (len(values) - 1)), log, values, step=kind(width))
+
+
+def _numbers(
+    override: Override, low: Any, high: Any, log: bool, values: tuple[str, ...] = (), **step: Any
+) -> Dimension:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
     if log and low <= 0:
-        raise ConfigError(f"{element}: tag(log): its start must be greater than 0. {line}")
+        raise _wrong(override, "tag(log): its start must be greater than 0.")
     distribution = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-    return Dimension(element, distribution(low, high, log=log, **step), values)
+    return Dimension(override.get_key_element(), distribution(low, high, log=log, **step), values)
+
+
+def _choice(override: Override, *, is_shuffled: bool) -> Dimension | None:
+    from optuna.distributions import CategoricalDistribution
+
+    choices = list(dict.fromkeys(override.sweep_string_iterator()))
+    if not choices:
+        raise _wrong(override, "there is no such choice.")
+    if len(choices) == 1:
+        return None
+    # Shuffled choices are sorted, because another order at every start would make another search space.
+    values = sorted(choices) if is_shuffled else choices
+    return Dimension(override.get_key_element(), CategoricalDistribution(values))
 
 
 @dataclass(frozen=True)
