@@ -22,19 +22,7 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     """Return how many jobs there are and how many are done, what they share, and how long they may take."""
     settings = jobs[0].config.sweep
     new = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
-    partial = sum(job.status == Status.PARTIAL for job in new)
-    finished = sum(job.status == Status.FINISHED for job in jobs)
-    duplicates = sum(job.same_as is not None for job in jobs)
-    most = "at most " if settings.rungs else ""
-    begun = f" ({partial} of them from a checkpoint)" if partial else ""
-    parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
-    parts += [f"{finished} already finished"] if finished else []
-    parts += [f"{duplicates} the same as another"] if duplicates else []
-    held_out = inspection.held_out or any(is_folded(job.overrides) for job in jobs)  # else a single run has all figures
-    seeds = len({job.config.seed for job in jobs}) if held_out else 1
-    finals = "run" if seeds == 1 else f"runs, one for each of {seeds} seeds"
-    parts += [f"then the winner's final {finals}"] if settings.final else []
-    lines = [f"Sweep {name}: " + ", ".join(parts)]
+    lines = [f"Sweep {name}: " + ", ".join(_counts(jobs, new, inspection))]
     lines += [f"  {line}" for line in inspection.lines if new]
     if settings.rungs is None:
         lines += duration(inspection, len(new), settings.jobs)
@@ -50,6 +38,24 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
         state = f"same as {job.same_as}" if job.same_as is not None else job.status.lower()
         lines.append(f"  {job.number:>3}  {state:9} {format_short(job.values)}")
     return lines
+
+
+def _counts(jobs: Sequence[Job], new: Sequence[Job], inspection: Inspection) -> list[str]:
+    """Return how many jobs there are, to be run (`new`), finished and the same as others, and the final runs."""
+    settings = jobs[0].config.sweep
+    partial = sum(job.status == Status.PARTIAL for job in new)
+    finished = sum(job.status == Status.FINISHED for job in jobs)
+    duplicates = sum(job.same_as is not None for job in jobs)
+    most = "at most " if settings.rungs else ""
+    begun = f" ({partial} of them from a checkpoint)" if partial else ""
+    parts = [f"{len(jobs)} jobs", f"{most}{len(new)} to run{begun}"]
+    parts += [f"{finished} already finished"] if finished else []
+    parts += [f"{duplicates} the same as another"] if duplicates else []
+    if settings.final:
+        held_out = inspection.held_out or any(is_folded(job.overrides) for job in jobs)
+        seeds = len({job.config.seed for job in jobs}) if held_out else 1  # else a single run has all figures
+        parts.append("then the winner's final " + ("run" if seeds == 1 else f"runs, one for each of {seeds} seeds"))
+    return parts
 
 
 def duration(inspection: Inspection, runs: int, slots: int) -> list[str]:

@@ -143,31 +143,7 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
         ConfigError: If the file cannot be read, or a column is missing.
     """
     where = printable(str(file))
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            header = lines.readline()
-            lines.seek(0)
-            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-            columns = [name.strip() for name in next(reader, [])]
-            numbered = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except UnicodeDecodeError as error:
-        text = f"is not encoded in UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        raise ConfigError(f"data.labels: {where} {text}") from None
-    except (OSError, csv.Error) as error:
-        raise ConfigError(f"data.labels: {where} cannot be read as CSV: {error}") from None
-    if (first := next(filter(is_image, columns), None)) and not path_column:
-        text = "its first line names an image and not the columns; write a line such as path,label above it"
-        raise ConfigError(f"data.labels: {where}: {text}. Received: {first!r}")
-    uneven = [line for line, row in numbered if len(row) != len(columns)]
-    if uneven:
-        text = f"{len(uneven)} rows have another number of cells than the first line, such as line {uneven[0]}"
-        raise ConfigError(f"data.labels: {where}: {text}; put quotes around texts that hold the separator")
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
-    if repeated:
-        raise ConfigError(f"data.labels: {where}: two columns are called {repeated[0]!r}; rename one")
-    if not numbered:
-        raise ConfigError(f"data.labels: {where} has no rows below its first line")
-    rows = [(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in numbered]
+    columns, rows = _read_rows(file, where, is_header=bool(path_column))
     path = _column("data.path_column", path_column or None, _by_name(columns, _PATHS)[:1], columns, where)
     labels = _by_name(columns, _LABELS) or [name for name in columns if len(columns) == 2 and name != path]
     label = _column("data.label_column", label_column or None, labels, columns, where)
@@ -180,6 +156,44 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
     named = zip(rows, splits, strict=True)
     found = [Row(line, row, row[path], class_of[row[label]], name) for (line, row), name in named]
     return Table(file, columns, found, path, label, split or None, notes)
+
+
+def _read_rows(file: Path, where: str, *, is_header: bool) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the columns of a CSV file, and the number of the line and the cells of each row.
+
+    Args:
+        file: The CSV file.
+        where: Its path, for errors.
+        is_header: Whether the first line is known to name the columns, even if it names an image.
+
+    Raises:
+        ConfigError: If the file cannot be read, or is no table with rows.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            header = lines.readline()
+            lines.seek(0)
+            reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            columns = [name.strip() for name in next(reader, [])]
+            numbered = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except UnicodeDecodeError as error:
+        text = f"is not encoded in UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8"
+        raise ConfigError(f"data.labels: {where} {text}") from None
+    except (OSError, csv.Error) as error:
+        raise ConfigError(f"data.labels: {where} cannot be read as CSV: {error}") from None
+    if (first := next(filter(is_image, columns), None)) and not is_header:
+        text = "its first line names an image and not the columns; write a line such as path,label above it"
+        raise ConfigError(f"data.labels: {where}: {text}. Received: {first!r}")
+    uneven = [line for line, row in numbered if len(row) != len(columns)]
+    if uneven:
+        text = f"{len(uneven)} rows have another number of cells than the first line, such as line {uneven[0]}"
+        raise ConfigError(f"data.labels: {where}: {text}; put quotes around texts that hold the separator")
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"data.labels: {where}: two columns are called {repeated[0]!r}; rename one")
+    if not numbered:
+        raise ConfigError(f"data.labels: {where} has no rows below its first line")
+    return columns, [(line, dict(zip(columns, map(str.strip, row), strict=True))) for line, row in numbered]
 
 
 def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
