@@ -17,25 +17,28 @@ from experiments.system.paths import default_outputs
 
 @contextmanager
 def exit_on_error(*others: type[Exception]) -> Iterator[None]:
-    """End the process with the message of a ConfigError, a DataError or one of `others`; also usable as a decorator.
+    """End the process with the message of a ConfigError, a DataError, one of `others`, or a full disk or memory.
 
-    So it does where the disk is full or memory is exhausted.
+    Also usable as a decorator.
     """
-    expected: tuple[type[Exception], ...] = (ConfigError, DataError, *others)
     try:
         yield
-    except expected as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename:
-            text = f"{error.filename}: {error.strerror}"
-            refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-            if refused and Path(error.filename).is_relative_to(default_outputs()):
-                text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
-        sys.exit(machine_errors.exhausted(error) or text)
     except Exception as error:
-        if exhausted := machine_errors.exhausted(error):
-            sys.exit(exhausted)
-        raise
+        text = machine_errors.exhausted(error)
+        if text is None and not isinstance(error, (ConfigError, DataError, *others)):
+            raise
+        sys.exit(text or _text(error))
+
+
+def _text(error: Exception) -> str:
+    """Return the message of an error, with the path of one that the operating system raises."""
+    if not isinstance(error, OSError) or not error.filename:
+        return str(error)
+    text = f"{error.filename}: {error.strerror}"
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    if refused and Path(error.filename).is_relative_to(default_outputs()):
+        text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
+    return text
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

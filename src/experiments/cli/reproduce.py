@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.arguments import add_overrides, positive
+from experiments.cli.arguments import add_overrides, exit_on_error, positive
 from experiments.errors import ConfigError
 from experiments.system import signals
 from experiments.training.types import Status
@@ -23,6 +23,7 @@ LOCK, PARENT = ".reproduce.lock", "reproduce.json"
 DRAWN = "convnet"  # the default backbone of --quick, whose weights are in the package
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments reproduce",
@@ -49,8 +50,6 @@ def main() -> None:
     signals.install()
     try:
         sys.exit(reproduce(arguments))
-    except ConfigError as error:
-        sys.exit(str(error))
     except (KeyboardInterrupt, signals.Stopped) as stop:
         print(f"Stopped: {stop or 'Ctrl-C'}. The same command again goes on with it.", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))

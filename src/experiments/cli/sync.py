@@ -6,11 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.cli.arguments import exit_on_error
 from experiments.errors import ConfigError
 from experiments.runs.run_directory import FACTS, RunDirectory
 from experiments.system.paths import default_outputs
 
 
+@exit_on_error()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="experiments sync",

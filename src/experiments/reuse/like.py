@@ -63,7 +63,7 @@ def expand(given: Sequence[str]) -> list[str]:
     check_weights(plain, parsed.overrides)
     foreign = [line for line in lines if is_foreign(line)]
     print_skipped(foreign, dropped)
-    lines = [line for line in lines if line not in foreign]
+    lines = [line for line in lines if not is_foreign(line)]
     unused.brought[:] = lines
     first = next((at for at, argument in enumerate(rest) if argument in parsed.overrides), len(rest))
     return [*rest[:first], *lines, *rest[first:]]
