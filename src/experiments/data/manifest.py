@@ -138,45 +138,57 @@ def _split(
 
     The latter have a copy in a later split.
     """
-    has_groups = any(image.group for image in images)
-    drawing = grouping if has_groups else splitting
-    place = f"{listing.folders.get('train', 'train')}/" if listing.splits else ""
-    copies: dict[str, str] = {}  # the group of an image that has near-duplicates
-    left_out: list[SkippedImage] = []
-    pairs = None
-
-    def assign(images: Sequence[ListedImage], issues: list[DataIssue]) -> Sequence[ListedImage]:
-        if settings.fractions:
-            images = drawing.draw_splits(images, settings.fractions, settings.split_seed, place, issues)
-            images = keep_together(images, copies)
-        if settings.fold is not None:
-            if listing.splits and settings.fractions:  # the validation images were drawn of those for training
-                images = [image._replace(split="train") if image.split == "validation" else image for image in images]
-            images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
-            images = keep_together(images, copies)
-        if has_groups:
-            issues += grouping.check_splits(images)
-        return images
-
     is_drawn = bool(settings.fractions) or settings.fold is not None
     if settings.on_leak == "group" or (settings.on_bad == "skip" and is_drawn):
         # Images that will probably be used are validated first, with their decoded pixels kept for the run.
-        _choose(assign(images, []), settings, results)
+        _choose(_assign_splits(images, listing, settings, {}, []), settings, results)
         results.validate(images, keep=False)
         images = results.usable(images)
+    copies: dict[str, str] = {}  # the group of an image that has near-duplicates
+    left_out: list[SkippedImage] = []
+    pairs = None
     if settings.on_leak == "group":
         if settings.fold is not None:  # the given validation images are not used
             images = [image for image in images if image.split != "validation"]
         pairs = find_pairs(images, results)
         copies = group_copies((pair.first, pair.second) for pair in pairs)
         images, left_out = without_leaks(images, copies)
-        if has_groups:  # the copies are drawn with their groups, not beside them
+        if any(image.group for image in images):  # the copies are drawn with their groups, not beside them
             images, copies = join_groups(images, pairs), {}
-    chosen = _choose(assign(images, issues), settings, results)
+    chosen = _choose(_assign_splits(images, listing, settings, copies, issues), settings, results)
     if pairs is None:
         pairs = find_pairs(chosen, results)
     paths = {image.path for image in chosen}
     return chosen, tuple(pair for pair in pairs if {pair.first, pair.second} <= paths), left_out
+
+
+def _assign_splits(
+    images: Sequence[ListedImage],
+    listing: Listing,
+    settings: SplitSettings,
+    copies: Mapping[str, str],
+    issues: list[DataIssue],
+) -> Sequence[ListedImage]:
+    """Return the images with their splits: drawn where the data does not give them, then a fold's.
+
+    Args:
+        copies: The groups of near-duplicates by path; each stays in one split.
+        issues: Receives what prevents a draw, and groups that given splits divide.
+    """
+    has_groups = any(image.group for image in images)
+    drawing = grouping if has_groups else splitting
+    place = f"{listing.folders.get('train', 'train')}/" if listing.splits else ""
+    if settings.fractions:
+        images = drawing.draw_splits(images, settings.fractions, settings.split_seed, place, issues)
+        images = keep_together(images, copies)
+    if settings.fold is not None:
+        if listing.splits and settings.fractions:  # the validation images were drawn of those for training
+            images = [image._replace(split="train") if image.split == "validation" else image for image in images]
+        images = drawing.draw_fold(images, settings.fold, settings.folds, settings.split_seed, place, issues)
+        images = keep_together(images, copies)
+    if has_groups:
+        issues += grouping.check_splits(images)
+    return images
 
 
 def _choose(images: Sequence[ListedImage], settings: SplitSettings, results: ValidationResults) -> list[ListedImage]:
