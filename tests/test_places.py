@@ -134,14 +134,15 @@ def test_artifacts_that_were_placed_elsewhere_stay_there(tmp_path: Path) -> None
 def test_a_run_is_resumed_where_it_was_moved_to_in_its_own_store(
     home: Path, finished: dict[str, Any], run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From another directory, with MLFLOW_TRACKING_URI set to another store meanwhile."""
+    """From another directory, with MLflow's variables set to another store and experiment meanwhile."""
     folder = interrupt(home)
     monkeypatch.chdir(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of another project")
     run_here(f"resume={folder}", "runtime.threads=null")
     facts = json.loads((folder / run_directory.FACTS).read_text())
     assert (facts["status"], facts["run_id"], facts["outputs"]) == ("FINISHED", finished["id"], str(home))
-    assert facts["store"] == sqlite_uri(home / "mlflow.db")
+    assert (facts["store"], facts["mlflow_experiment"]) == (sqlite_uri(home / "mlflow.db"), "experiments")
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["first"]
 
 
@@ -271,6 +272,10 @@ def test_the_variable_counts_unless_an_address_is_typed(
     assert config().tracking.artifacts is None, "the server decides"
     assert "tracking.uri" in config().unresolved, "nothing of it is written down"
     assert config("tracking=server").tracking.uri == server and config("tracking=none").tracking.uri is None
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cats")
+    for store in ("sqlite", "server"):
+        assert config(f"tracking={store}").tracking.experiment == "cats"
+    assert config("tracking.experiment=dogs").tracking.experiment == "dogs"
     typed = "tracking.uri='sqlite:///x y.db'"
     assert config(typed).tracking.uri == store_of([typed]) == "sqlite:///x y.db"
     assert config(typed).tracking.artifacts == str(home / "mlartifacts")

@@ -69,7 +69,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         mlflow_run.track(config, directory.folder, active.run_id) as tracker,
     ):
         active.note(threads=runtime.threads())
-        active.track(tracker.run_id, config.tracking.uri)
+        active.track(tracker.run_id, config.tracking)
         components, dataset = prepare(config, active, tracker, planned)
         result, known = train(components, dataset, active, tracker, console)
         active.note(weights=save_weights(directory, components, result))

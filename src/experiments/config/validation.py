@@ -21,7 +21,10 @@ from experiments.system import paths
 from experiments.system.redaction import redacted
 
 # The resolvers that conf/ uses. They are registered here because every composed configuration is validated.
-for _resolver in (paths.default_outputs, paths.run_name, paths.tracking_uri, paths.artifact_location):
+_RESOLVERS = (
+    paths.default_outputs, paths.run_name, paths.tracking_uri, paths.experiment_name, paths.artifact_location,
+)  # fmt: skip
+for _resolver in _RESOLVERS:
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("sqlite_uri", lambda file: paths.sqlite_uri(Path(file)), replace=True)
 # Prefixes of `_target_` in version 0.1, as in logged configurations and users' YAMLs, and their present form.

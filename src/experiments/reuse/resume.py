@@ -63,6 +63,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
     given_keys = {argument.partition("=")[0] for argument in extra}
     threads = facts.get("threads") if "runtime.threads" not in given_keys else None
     uri = store_of_run(folder, facts) if not given_keys & {"tracking", "tracking.uri"} else None
+    experiment = facts.get("mlflow_experiment")
     return [
         *arguments(called),
         f"outputs={quoted(str(outputs))}",
@@ -70,6 +71,7 @@ def expand(given: Sequence[str]) -> list[str] | None:
         f"resume={quoted(str(folder))}",
         *([f"runtime.threads={threads}"] if threads else []),
         *([f"tracking.uri={quoted(uri)}"] if uri else []),
+        *([f"tracking.experiment={quoted(experiment)}"] if experiment else []),
         *extra,
     ]
 

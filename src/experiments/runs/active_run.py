@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from experiments.config.schema import Config
+from experiments.config.schema import Config, Tracking
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.runs.command import format_command
 from experiments.runs.lock import PATIENCE, claim
@@ -53,11 +53,12 @@ class ActiveRun:
         """The id of the MLflow run, if there is one."""
         return self.facts.get("run_id")
 
-    def track(self, run_id: str | None, uri: str | None) -> None:
-        """Record the MLflow run and its tracking URI; to a new MLflow run, no model has been logged yet."""
+    def track(self, run_id: str | None, tracking: Tracking) -> None:
+        """Record the MLflow run, its store and its experiment; to a new MLflow run, no model has been logged yet."""
         if run_id != self.run_id:
             self.facts.pop("model", None)
-        self.note(run_id=run_id, store=uri)
+        experiment = None if tracking.uri is None else tracking.experiment
+        self.note(run_id=run_id, store=tracking.uri, mlflow_experiment=experiment)
 
     def note(self, **facts: str | float | Sequence[str] | None) -> None:
         """Add facts; a fact that is None keeps its previous value."""

@@ -57,6 +57,7 @@ class _Facts(BaseModel):
     status: str = ""
     run_id: str | None = None
     store: str | None = None
+    mlflow_experiment: str | None = None
     identity: str = ""
 
 

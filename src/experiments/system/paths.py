@@ -43,6 +43,11 @@ def tracking_uri(outputs: str | None = None) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(outputs or default_outputs()) / STORE)
 
 
+def experiment_name() -> str:
+    """Return the name of the MLflow experiment: MLFLOW_EXPERIMENT_NAME if it is set, else experiments."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "experiments"
+
+
 def sqlite_uri(file: Path) -> str:
     """Return the URI of a SQLite file, with %, ? and # percent-encoded.
 
