@@ -107,7 +107,7 @@ def test_plateau_is_keras_s_callback_on_random_values() -> None:
         values = (rng.integers(-6, 6, 25) / 4 - rng.choice([0, 0.1]) * np.arange(25)).tolist()  # many ties
         up = bool(seed % 2)
         expected = keras_plateau([-value for value in values] if up else values, 0.1, "max" if up else "min", **options)
-        found = [schedules.plateau(epoch, values[:epoch], lr=0.1, epochs=26, **options) for epoch in range(26)]
+        found = [schedules.plateau(schedules.Epoch(epoch, values[:epoch], 0.1, 26), **options) for epoch in range(26)]
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"seed {seed}: {options} {values}")
         lowered += len(set(found)) > 2
         stopped += options["floor"] > 0 and found[-1] == options["floor"]

@@ -22,7 +22,7 @@ brought: list[str] = []  # overrides that `like=` was expanded to in this proces
 def check_weights(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     """Raise ConfigError for weights that were typed and that neither the run nor any job of the sweep would load."""
     lines = [
-        f"{key}: {_regimes(configs)} loads no such weights, {WEIGHTS[key]}. Received: {value}"
+        f"{key}: {_choices(configs, 'regime')} loads no such weights, {WEIGHTS[key]}. Received: {value}"
         for _, key, value in _unread(configs, overrides)
         if key in WEIGHTS and value not in ("null", "None", "")
     ]
@@ -35,7 +35,7 @@ def warn(configs: Sequence[Config], overrides: Sequence[str]) -> None:
     unread: dict[str, list[str]] = {}
     for override, key, _ in _unread(configs, overrides):
         if key not in WEIGHTS:
-            names = _optimizers(configs) if key == FINETUNE_LR else _regimes(configs)
+            names = _choices(configs, "optimizer" if key == FINETUNE_LR else "regime")
             unread.setdefault(names, []).append(override)
     for names, of_these in unread.items():
         logging.getLogger(__name__).warning("%s does not read: %s", names, ", ".join(of_these))
@@ -49,12 +49,8 @@ def warn_of_sweep_keys(overrides: Iterable[str], what: str, keys: Sequence[str] 
         logging.getLogger(__name__).warning("%s does not read: %s", what, ", ".join(unread))
 
 
-def _regimes(configs: Sequence[Config]) -> str:
-    return " or ".join(dict.fromkeys(f"regime={config.regime.name}" for config in configs))
-
-
-def _optimizers(configs: Sequence[Config]) -> str:
-    return " or ".join(dict.fromkeys(f"optimizer={config.optimizer.name}" for config in configs))
+def _choices(configs: Sequence[Config], group: str) -> str:
+    return " or ".join(dict.fromkeys(f"{group}={getattr(config, group).name}" for config in configs))
 
 
 def _unread(configs: Sequence[Config], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ from experiments.data.types import Augmentation
 from experiments.system.private_api import flatten_layers
 
 VERSION = 2  # part of the cache key of augmented views: increase it when equal random numbers give other pixels
-MIXING = (keras.layers.MixUp, keras.layers.CutMix)
+MIXING = (keras.layers.MixUp, keras.layers.CutMix)  # they mix the images of a batch, and their labels with them
 
 # The operations of RandAugment and their amounts at a magnitude of 1: the ranges in table 6 of AutoAugment's paper.
 COLOURS = {
@@ -333,8 +333,3 @@ def seeded(layers: Sequence[keras.layers.Layer]) -> Callable[..., tuple[tf.Tenso
         return tf.clip_by_value(pixels, 0.0, 255.0), shares
 
     return apply
-
-
-def mixes(layers: Sequence[keras.layers.Layer]) -> bool:
-    """Return whether any layer mixes the images of a batch with each other, and their labels with them."""
-    return any(isinstance(layer, MIXING) for layer in layers)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.data.augmentation import mixes, seeded
+from experiments.data.augmentation import MIXING, seeded
 from experiments.data.types import Augmentation, ImageSet
 from experiments.storage.array_cache import Rows
 
@@ -101,7 +101,7 @@ def image_batches(
     )
     if extra_layers:
         apply = seeded(extra_layers)
-        mixing = mixes(extra_layers)
+        mixing = any(isinstance(layer, MIXING) for layer in extra_layers)
 
         def transform(pixels: tf.Tensor, labels: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, ...]:
             place = tf.random.experimental.stateless_fold_in(place, seed)

@@ -234,8 +234,6 @@ class CheckpointCallback(keras.callbacks.Callback):
     It has to be the last callback, so that the checkpoint holds what the others change.
     """
 
-    COUNTED = ("wait", "best")  # the attributes of EarlyStopping that a checkpoint holds
-
     def __init__(self, logger: EpochLogger, stopping: EarlyStopping | None, context: TrainingContext) -> None:
         super().__init__()
         self.phase, self.logger, self.stopping, self.context = logger.inputs.name, logger, stopping, context
@@ -258,15 +256,14 @@ class CheckpointCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         last = epoch == self.params["epochs"] - 1 or self.model.stop_training
         if self.context.checkpoints and (last or self.context.checkpoints.due):
-            counted = {name: getattr(self.stopping, name) for name in self.COUNTED} if self.stopping else {}
-            if counted and counted["best"] is not None:
-                counted["best"] = float(counted["best"])
+            stopping = self.stopping
+            counters = {"wait": stopping.wait, "best": float(stopping.best)} if stopping else {}
             self.context.checkpoints.save(
                 self.phase,
                 State(
                     variables=[np.asarray(variable) for variable in build_variables(self.model)],
-                    best=(self.stopping and self.stopping.best_weights) or [],
-                    stopping=counted,
+                    best=(stopping and stopping.best_weights) or [],
+                    stopping=counters,
                     stopped=bool(self.model.stop_training),
                     history=tuple(self.logger.history),
                 ),

@@ -113,9 +113,7 @@ class Checkpoints:
     def epochs(self, phase: str, epochs: int) -> range:
         """Return the epochs of a phase that are still to be trained."""
         state = self.latest(phase)
-        if state is None:
-            return range(epochs)
-        return range(epochs if state.stopped else len(state.history), epochs)
+        return range(0 if state is None else epochs if state.stopped else len(state.history), epochs)
 
     @property
     def due(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 
 def warmup_epochs(warmup: float, epochs: int) -> int:
@@ -19,55 +20,53 @@ def warmup_epochs(warmup: float, epochs: int) -> int:
     return int(warmup * epochs + 1e-9 if warmup < 1 else warmup)  # 0.58 * 50 is a little below 29
 
 
+class Epoch(NamedTuple):
+    """An epoch after the warm-up, with what a schedule computes its learning rate from."""
+
+    number: int  # from 0
+    monitored: Sequence[float]  # the validation value of every epoch before it, negated if higher is better
+    lr: float  # the optimizer's learning rate
+    epochs: int  # how many there are after the warm-up
+
+
 def rate(
-    schedule: Callable[..., float], epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, warmup: int
+    schedule: Callable[[Epoch], float], epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, warmup: int
 ) -> float:
     """Return the learning rate of an epoch: a linear rise over `warmup` epochs, then the schedule.
 
     Args:
         schedule: one of this module's schedules, with its own arguments already bound.
         epoch: from 0.
-        monitored: the validation value of every epoch before this one, negated if higher is better.
+        monitored: as in `Epoch`, with those of the warm-up.
         lr: the optimizer's learning rate.
         epochs: the number of epochs of the whole phase.
         warmup: the number of epochs of the warm-up.
     """
     if epoch < warmup:
         return lr * (epoch + 1) / (warmup + 1)
-    return schedule(epoch - warmup, monitored[warmup:], lr=lr, epochs=epochs - warmup)
+    return schedule(Epoch(epoch - warmup, monitored[warmup:], lr, epochs - warmup))
 
 
-def constant(epoch: int, monitored: Sequence[float], *, lr: float, epochs: int) -> float:
-    return lr
+def constant(epoch: Epoch) -> float:
+    return epoch.lr
 
 
-def cosine(epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, final: float) -> float:
+def cosine(epoch: Epoch, *, final: float) -> float:
     """Return a rate that falls along half a cosine from lr to final * lr (Loshchilov and Hutter, 2017, no restarts)."""
-    return lr * (final + (1 - final) * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+    return epoch.lr * (final + (1 - final) * (1 + math.cos(math.pi * epoch.number / epoch.epochs)) / 2)
 
 
-def exponential(epoch: int, monitored: Sequence[float], *, lr: float, epochs: int, decay: float) -> float:
-    return lr * decay**epoch
+def exponential(epoch: Epoch, *, decay: float) -> float:
+    return epoch.lr * decay**epoch.number
 
 
-def plateau(
-    epoch: int,
-    monitored: Sequence[float],
-    *,
-    lr: float,
-    epochs: int,
-    factor: float,
-    patience: int,
-    min_delta: float,
-    cooldown: int,
-    floor: float,
-) -> float:
+def plateau(epoch: Epoch, *, factor: float, patience: int, min_delta: float, cooldown: int, floor: float) -> float:
     """Return the rate that Keras's ReduceLROnPlateau has reached after these monitored values.
 
     It is multiplied by `factor`, but not below `floor`, after `patience` epochs without an improvement.
     """
-    best, waited, resting = math.inf, 0, 0
-    for value in monitored[:epoch]:
+    lr, best, waited, resting = epoch.lr, math.inf, 0, 0
+    for value in epoch.monitored:
         resting = max(resting - 1, 0)
         if value < best - min_delta:
             best, waited = value, 0

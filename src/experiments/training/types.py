@@ -171,9 +171,7 @@ class TrainingResult:
     history: tuple[EpochRecord, ...]
     scores: Mapping[str, np.ndarray]  # split -> probabilities [N, classes] float32, rows in the order of ImageSet.ids
     facts: Mapping[str, Any] = field(default_factory=dict)  # logged by the run, such as the origin of a head
-    head_scores: np.ndarray | None = (
-        None  # validation probabilities [N, classes] float32 of the head before fine-tuning
-    )
+    head_scores: np.ndarray | None = None  # validation probabilities [N, classes] of the head before fine-tuning
 
 
 Regime: TypeAlias = "Callable[[RunComponents, Dataset, TrainingContext], TrainingResult]"
