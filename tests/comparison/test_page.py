@@ -188,6 +188,11 @@ def test_an_image_in_a_large_file_is_not_shown(comparison: Comparison, monkeypat
         opened(dataclasses.replace(image, path="a" * 300))
 
 
+def test_an_image_of_unknown_data_is_not_shown(comparison: Comparison) -> None:
+    with pytest.raises(DataError, match="is not shown: the folder of its data is not known; --data FOLDER"):
+        opened(dataclasses.replace(disagreements(comparison)[0], data=()))
+
+
 def test_a_image_is_shown_only_as_the_runs_have_read_it(comparison: Comparison, drawn: Path, tmp_path: Path) -> None:
     image = disagreements(comparison)[0]
     original = opened(image)

@@ -225,9 +225,7 @@ class RandAugment:
             rows = tf.dynamic_partition(tf.range(tf.shape(images)[0]), group, groups)
             *coloured, moving = tf.dynamic_partition(images, group, groups)
             amounts = tf.dynamic_partition(drawn[:, 1, None, None, None], group, groups)[:-1]
-            changed = [
-                recolour(name, some, amount) for name, some, amount in zip(COLOURS, coloured, amounts, strict=True)
-            ]
+            changed = map(recolour, COLOURS, coloured, amounts)
             restored = tf.ensure_shape(tf.dynamic_stitch(rows, [*changed, moving]), pixels.shape)
             images = resample(restored, drawn[:, 2:], self.fill)  # color operations have identity maps
         return images

@@ -73,10 +73,7 @@ def build_network(
     constructor = resolve(trusted_packages, "model", config.target)
     if config.target.startswith(APPLICATIONS):
         arguments |= {"include_top": False, "input_shape": (size, size, 3), "weights": weights}
-        if weights is not None and not download:
-            with _random_weights():
-                built = construct("model", constructor, arguments)
-        else:
+        with contextlib.nullcontext() if weights is None or download else _random_weights():
             built = _with_download(config.name, constructor, arguments)
     elif weights is not None:
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -154,21 +154,18 @@ def inference_functions(models: Sequence[keras.Model]) -> Callable[[np.ndarray],
     """
     whole = keras.Model(models[0].inputs[0], [model.outputs[0] for model in models], name=models[0].name)
     normalises = any(variable.name == "moving_variance" for variable in whole.variables)
-    if normalises and whole.count_params() * 4 <= CONSTANTS:
-        variables = (whole.trainable_variables, whole.non_trainable_variables)
-        trained, fixed = ([np.asarray(variable) for variable in some] for some in variables)
+    is_constant = normalises and whole.count_params() * 4 <= CONSTANTS
+    variables = (whole.trainable_variables, whole.non_trainable_variables) if is_constant else ((), ())
+    trained, fixed = ([np.asarray(variable) for variable in some] for some in variables)
 
-        def call(inputs: tf.Tensor) -> Any:
-            return whole.stateless_call(trained, fixed, inputs, training=False)[0]
-    else:
+    @tf.function(input_signature=[tf.TensorSpec(whole.input_shape, tf.float32)])
+    def run(inputs: tf.Tensor) -> list[tf.Tensor]:
+        if is_constant:
+            outputs, _ = whole.stateless_call(trained, fixed, inputs, training=False)
+        else:
+            outputs = whole(inputs, training=False)
+        return [tf.cast(output, tf.float32) for output in tf.nest.flatten(outputs)]
 
-        def call(inputs: tf.Tensor) -> Any:
-            return whole(inputs, training=False)
-
-    run = tf.function(
-        lambda inputs: [tf.cast(output, tf.float32) for output in tf.nest.flatten(call(inputs))],
-        input_signature=[tf.TensorSpec(whole.input_shape, tf.float32)],
-    )
     return lambda inputs: [np.asarray(output) for output in run(inputs)]
 
 

@@ -91,8 +91,9 @@ def open_recorded(path: str, sha256: str, roots: Sequence[Path], decoder_setting
     inside = PurePosixPath(path)
     if inside.is_absolute() or ".." in inside.parts:
         raise DataError("is not shown: its path leads out of the data's folder")
-    where = ", ".join(map(str, roots)) or "no known folder"
-    reason = f"its file is not in {where}; --data FOLDER says where the images are"
+    where = ", ".join(map(str, roots))
+    missing = f"its file is not in {where}" if roots else "the folder of its data is not known"
+    reason = f"{missing}; --data FOLDER says where the images are"
     for root in roots:
         try:
             file = root / recorded_path(root, path)
