@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from experiments.config import schema
-from experiments.config.identity import dump_yaml, logged
+from experiments.config.identity import dump_yaml, logged, unlogged_setting
 from experiments.data import manifest
 from experiments.data.issues import DataIssue
 from experiments.data.listing import Listing
@@ -129,7 +129,7 @@ def prepare(
     active.check(identity, planned)
     root = None if "data.root" in config.unresolved else str(dataset.manifest.root)
     active.note(backbone_identity=components.backbone.identity, data_root=root, continues=config.continue_from,
-                data_fingerprint=dataset.fingerprint)  # fmt: skip
+                data_fingerprint=dataset.fingerprint, setting=unlogged_setting(config))  # fmt: skip
     write_description(components, dataset, directory, tracker, identity)
     return components, dataset
 
@@ -278,6 +278,8 @@ def write_description(
         "regime": config.regime.name,
         "backbone": config.model.name,
     }
+    if setting := unlogged_setting(config):
+        facts["setting"] = setting
     if components.continued is not None:
         continued = components.continued.facts()
         facts["continues"] = continued.get("run_id") or continued["continued"]

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,9 @@ def test_the_same_configuration_with_other_weights_in_the_file_is_another_row(ur
     assert comparison_module._weights_in_file(whole) == "c"
 
 
-def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(name: str, data: str, **params: str) -> RunFacts:
-        return RunFacts(name, name, BASE | params, {}, {"data_fingerprint": data})
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """Return a function that groups runs, of which none is a duplicate, and returns the names in each row."""
 
     def predictions(uri: str, run: RunFacts, split: str) -> list[Prediction]:
         files = [f"{run.params.get('data.fold', '')}{at}" for at in range(2)]
@@ -217,10 +217,29 @@ def test_rows_follow_the_images_that_were_read_and_not_where_they_were(monkeypat
     monkeypatch.setattr(comparison_module, "read_predictions", predictions)
     monkeypatch.setattr(comparison_module, "read_curves", lambda uri, run: [])
 
-    def rows(*runs: RunFacts) -> list[list[str]]:
+    def grouped(*runs: RunFacts) -> list[list[str]]:
         found = comparison_module.gather("", runs, "validation")
         assert not any(group.duplicates for group in found)
         return [[run.name for run in group.runs] for group in found]
+
+    return grouped
+
+
+def test_runs_with_other_values_from_the_environment_are_other_rows(rows: Callable[..., list[list[str]]]) -> None:
+    def run(name: str, setting: str, weights: str = "w", **params: str) -> RunFacts:
+        return RunFacts(name, name, BASE | params, {}, {"setting": setting, "backbone_identity": weights})
+
+    runs = [run(name, name[0], seed=name[1], epochs="${oc.decode:${oc.env:E}}") for name in ("a0", "b0", "a1")]
+    assert rows(*runs) == [["a0", "a1"], ["b0"]]
+    assert [group.params["setting"] for group in comparison_module.gather("", runs, "validation")] == ["a", "b"]
+    named = {"model.weights": "${oc.env:WEIGHTS}"}
+    runs = [run(name, "", name[0], seed=name[1], **named) for name in ("v0", "w0", "v1")]
+    assert rows(*runs) == [["v0", "v1"], ["w0"]]
+
+
+def test_rows_follow_the_images_that_were_read_and_not_where_they_were(rows: Callable[..., list[list[str]]]) -> None:
+    def run(name: str, data: str, **params: str) -> RunFacts:
+        return RunFacts(name, name, BASE | params, {}, {"data_fingerprint": data})
 
     seeds = [run(f"s{at}", data, seed=str(at), **{"data.root": f"place{at}"}) for at, data in enumerate("aab")]
     assert rows(*seeds) == [["s0", "s1"], ["s2"]]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from experiments.config import messages, validation
 from experiments.config.hydra_errors import explain
-from experiments.config.identity import effective, head_run, run_identity
+from experiments.config.identity import effective, head_run, logged, run_identity, unlogged_setting
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
@@ -440,6 +440,20 @@ def test_identity_moves_with_what_a_fine_tuning_run_reads(override: str, config:
 def test_identity_rests_where_a_run_only_happens_elsewhere(override: str, config: Read) -> None:
     base = ["regime=finetune", "data=folder", "data.root=A"]
     assert run_identity(config(*base)) == run_identity(config(*base, override))
+
+
+def test_settings_from_the_environment_are_known_by_a_hash(config: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(number: int, *overrides: str) -> Config:
+        monkeypatch.setenv("NUMBER", str(number))
+        return config("regime=finetune", "data=folder", "data.root=${oc.env:NUMBER}", *overrides)
+
+    number = "'${oc.decode:${oc.env:NUMBER}}'"
+    rate, seed, fold = f"optimizer.lr={number}", f"seed={number}", f"data.fold={number}"
+    assert unlogged_setting(read(1)) is unlogged_setting(read(1, seed, fold)) is None
+    assert (logged(read(2, seed))["seed"], logged(read(2, fold))["data"]["fold"]) == (2, 2)
+    assert logged(read(1, rate)) == logged(read(2, rate)), "their values are not logged"
+    assert unlogged_setting(read(1, rate)) != unlogged_setting(read(2, rate))
+    assert unlogged_setting(read(1, rate)) == unlogged_setting(read(1, rate, "seed=5"))
 
 
 @pytest.mark.parametrize("regime, override", [

@@ -909,6 +909,20 @@ def test_names_that_mlflow_does_not_take_are_no_names_of_parameters(config: Call
     assert found["class_weights"].startswith("{'ccc") and max(map(len, found)) <= 250
 
 
+def test_a_target_that_no_shipped_choice_has_is_a_parameter(config: Callable[..., schema.Config]) -> None:
+    """So that runs of two functions with one `name` are not taken for runs of one setting."""
+    given = (
+        "optimizer._target_=keras.optimizers.Nadam", "augmentation._target_=mine.blur", "trusted_packages=[mine]",
+        "regime.head_optimizer._target_=keras.optimizers.Adam",
+    )  # fmt: skip
+    usual = description.flat_parameters(logged(config("regime=finetune", "optimizer=adam")))
+    found = description.flat_parameters(logged(config("regime=finetune", "optimizer=adam", *given)))
+    assert not [key for key in usual if "_target_" in key]
+    added = dict(override.split("=", 1) for override in given if "_target_" in override)
+    assert {key: value for key, value in found.items() if "_target_" in key} == added
+    assert {key: value for key, value in found.items() if key not in added} == usual
+
+
 def test_the_ui_is_configured_for_what_it_shows_first(store: Store) -> None:
     client = mlflow.MlflowClient(store.uri)
     experiment = client.get_experiment_by_name("experiments")

@@ -207,20 +207,23 @@ def gather(uri: str, runs: Sequence[RunFacts], split: str) -> list[Group]:
 
     Folds validate on images of their own, but share their test images: on these, each fold is a group of its own.
     """
-    settings: dict[tuple[tuple[tuple[str, str], ...], str], list[RunFacts]] = {}
+    settings: dict[tuple[tuple[tuple[str, str], ...], str, str], list[RunFacts]] = {}
     for run in runs:
         params = _without_repeats(run, split)
         if not fold_of(run) and DATA_TAG in run.tags:
             params.pop("data.root", None)  # where the images are does not matter if it is known which they are
-        settings.setdefault((tuple(sorted(params.items())), _weights_in_file(run)), []).append(run)
-    alike = Counter(given for given, _ in settings)
+        setting = (tuple(sorted(params.items())), _weights_in_file(run), run.tags.get("setting", ""))
+        settings.setdefault(setting, []).append(run)
+    alike = Counter(given for given, _ in {(given, weights) for given, weights, _ in settings})
     groups = []
-    for (given, weights), members in settings.items():
+    for (given, weights, unlogged), members in settings.items():
         parts = _by_data(members)
         for part in parts:
             params = _without_repeats(part[0], split)
             if alike[given] > 1:
                 params["model.weights"] += f" ({weights[:12]})"
+            if unlogged:
+                params["setting"] = unlogged[:12]
             if DATA_TAG in part[0].tags and (len(parts) > 1 or not fold_of(part[0])):
                 params[FINGERPRINT] = part[0].tags[DATA_TAG][:12]
             groups.append(_evaluated_group(uri, params, part, split))
@@ -235,7 +238,8 @@ def _without_repeats(run: RunFacts, split: str) -> dict[str, str]:
 
 def _weights_in_file(run: RunFacts) -> str:
     """Return the identity of the weights that a run has read from a file, which may have been overwritten since."""
-    is_file = run.params.get("model.weights", "").endswith((".h5", ".keras"))
+    named = run.params.get("model.weights", "")
+    is_file = named.endswith((".h5", ".keras")) or "${" in named  # whatever the environment named
     return run.tags.get("backbone_identity", "") if is_file else ""
 
 

@@ -19,6 +19,7 @@ NOT_IDENTITY = (
 # Keys that only name an input, whose contents are identified by hashes; and the list of what the regime ignores.
 NAMES_OF_INPUTS = ("model.weights", "regime.head_from", "continue_from", "regime.ignores")
 DEFAULTS_OF_OTHERS = ("model.finetune_lr",)  # keys that other keys refer to, whose values say all
+REPEATS = ("seed", "data.fold")  # runs that differ only in the values of these keys are repeats of one setting
 RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run computes
 
 
@@ -28,10 +29,13 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def logged(config: Config) -> dict[str, Any]:
-    """Return the effective configuration, with values from the environment unresolved, such as ${oc.env:NAME}."""
+    """Return the effective configuration, with values from the environment unresolved, such as ${oc.env:NAME}.
+
+    Seed and fold are resolved, since comparisons need them.
+    """
     plain = effective(config)
     for key, text in config.unresolved.items():
-        for node, last in _places(plain, key):
+        for node, last in _places(plain, key) if key not in REPEATS else ():
             node[last] = text
     return plain
 
@@ -76,7 +80,7 @@ def run_identity(config: Config, **facts: str | None) -> str:
     It covers the effective configuration and `facts`: hashes of what it only names, such as data and weights, and the
     version of this package.
     """
-    plain, data = _without(defining(effective(config)), (*NAMES_OF_INPUTS, *DEFAULTS_OF_OTHERS)), config.data
+    plain, data = _identifying(effective(config)), config.data
     plain["data"] = {"image_size": data.image_size}
     # Omitted at their defaults, so that runs of versions that had no such keys keep their identity.
     if data.gray_range is not None:
@@ -84,6 +88,21 @@ def run_identity(config: Config, **facts: str | None) -> str:
     if data.resize != "squash":
         plain["data"]["resize"] = data.resize
     return hashlib.sha256(json.dumps({"config": plain, **facts}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _identifying(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration whose values are in a run's identity; of `data`, that is done elsewhere."""
+    return _without(defining({**plain, "data": None}), (*NAMES_OF_INPUTS, *DEFAULTS_OF_OTHERS))
+
+
+def unlogged_setting(config: Config) -> str | None:
+    """Return a hash of the settings, equal for all seeds and folds, if some came from the environment; else None.
+
+    What is logged of them is the same, whatever their values are.
+    """
+    if _identifying(logged(config)) == _identifying(effective(config)):
+        return None
+    return run_identity(config.model_copy(update={"seed": 0}))
 
 
 def head_run(config: Config) -> Config:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,8 +48,13 @@ def resolve(trusted_packages: Sequence[str], key: str, target: str, kind: type |
             f"Received: {target!r}"
         )
     module, _, name = target.rpartition(".")
+    own = [package for package in trusted_packages if target.startswith(f"{package}.")]
     try:
+        for package in own:  # before the import, as the files may be edited after it
+            _source_hash(package)
         found = getattr(importlib.import_module(module), name)
+        for package in own:  # which modules are loaded now, so that it is known later if one was loaded again
+            _source_hash(package)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_: there is no {target!r}: {error}") from None
     if kind is not None and not (inspect.isclass(found) and issubclass(found, kind)):
@@ -121,8 +126,28 @@ def _targets(plain: Any) -> Iterator[str]:
         yield from _targets(value)
 
 
-@functools.cache  # This process runs the code that it has imported, also after the files have changed.
+# Package -> the modules of it that this process had loaded, each with its spec, and the hash of its files.
+_hashed: dict[str, tuple[dict[str, object], str]] = {}
+
+
 def _source_hash(package: str) -> str:
+    """Return the sha256 over a package's or module's Python files, as they were when this process imported them.
+
+    This process runs the code that it has imported, also after the files have changed, until a module is reloaded.
+    """
+    loaded = {
+        name: getattr(module, "__spec__", None)
+        for name, module in list(sys.modules.items())
+        if f"{name}.".startswith(f"{package}.")
+    }
+    specs, digest = _hashed.get(package, ({}, ""))
+    if not digest or any(loaded.get(name) is not spec for name, spec in specs.items()):
+        digest = _hash_files(package)
+    _hashed[package] = loaded, digest
+    return digest
+
+
+def _hash_files(package: str) -> str:
     """Return the sha256 over the names and contents of a package's or module's Python files."""
     try:
         found = importlib.util.find_spec(package)

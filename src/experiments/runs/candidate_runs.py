@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.config.identity import REPEATS
 from experiments.runs.run_directory import SWEEP, RunDirectory, job_directory, job_records
-
-REPEATS = ("seed", "data.fold")  # jobs that differ only in the values of these keys are repeats of one candidate
 
 
 class CandidateRun(NamedTuple):

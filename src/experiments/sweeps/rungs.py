@@ -12,8 +12,9 @@ from hydra.errors import OverrideParseException
 from hydra.types import HydraContext
 
 from experiments.config import messages
+from experiments.config.identity import REPEATS
 from experiments.errors import ConfigError
-from experiments.runs.candidate_runs import REPEATS, without_repeats
+from experiments.runs.candidate_runs import without_repeats
 from experiments.sweeps.plan import Combination, Place, grid, with_values
 
 BEST = "best"  # first item of a rung that extends the rung to use among those without this item

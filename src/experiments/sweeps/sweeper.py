@@ -24,10 +24,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import credentials, unused
+from experiments.config.identity import REPEATS
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST, Config
 from experiments.errors import ConfigError
 from experiments.runs import continuation
-from experiments.runs.candidate_runs import REPEATS, without_repeats
+from experiments.runs.candidate_runs import without_repeats
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
 from experiments.sweeps.launchers.scheduler import JobLauncher
 from experiments.sweeps.plan import Job

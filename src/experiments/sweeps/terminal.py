@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.runs.candidate_runs import REPEATS
+from experiments.config.identity import REPEATS
 from experiments.sweeps.plan import Inspection, Job, format_short, format_time, format_values, is_folded, short_keys
 from experiments.system.progress import fits, plain_table
 from experiments.training.types import Status

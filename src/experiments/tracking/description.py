@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import __version__
+from experiments.config.choices import shipped
 from experiments.config.identity import defining
+from experiments.config.overrides import value_at
+from experiments.config.schema import GROUPS
 from experiments.system.paths import CONF, REPOSITORY
 from experiments.system.redaction import redact_credentials
 
@@ -25,9 +28,17 @@ PACKAGES = ("tensorflow", "keras", "mlflow", "hydra-core", "numpy", "pillow")
 def flat_parameters(plain: Mapping[str, Any]) -> dict[str, str]:
     """Return those settings of a logged configuration that define the run as MLflow parameters: key -> text.
 
-    `regime` and the other groups have the name of the choice, `regime.views` and the like its values.
+    `regime` and the other groups have the name of the choice, `regime.views` and the like its values. `_target_` is
+    among them where it is a class of Keras or a function of the user's, and not that of the shipped choice.
     """
-    return {key: value[:6000] for key, value in _flatten(defining(plain)).items()}
+    kept = defining(plain)
+    found = {key: value[:6000] for key, value in _flatten(kept).items()}
+    for key, group in [*zip(GROUPS, GROUPS, strict=True), ("regime.head_optimizer", "optimizer")]:
+        target = str(value_at(kept, f"{key}._target_", "experiments."))
+        usual = shipped(group).get(str(value_at(kept, f"{key}.name")), {})
+        if not target.startswith("experiments.") and target != usual.get("_target_"):
+            found[f"{key}._target_"] = target
+    return found
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

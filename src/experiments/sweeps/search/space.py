@@ -12,8 +12,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
+from experiments.config.identity import REPEATS
 from experiments.errors import ConfigError
-from experiments.runs.candidate_runs import REPEATS
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Combination
 
