@@ -40,6 +40,8 @@ WRONG = {
         "Nearest: reg",
     ],
     "experiment=tutoral_scratch": ["experiment: no such choice", "Nearest: experiment=tutorial_scratch."],
+    "model=[1,2]": ["model: no such choice", "Received: '[1,2]'", "Allowed: convnet, "],
+    "optimizer@regime.head_optimizer=[null]": ["optimizer: no such choice", "Allowed: adagrad, adam"],
     "model=5": ["model: no such choice", "Received: '5'", "Allowed: convnet, "],
     "objective=acuracy": ["objective: ", "'roc_auc'", "Received: 'acuracy'", "Nearest: accuracy"],
     "epochs=ten": ["epochs: must be a valid integer", "Received: 'ten'"],

@@ -227,7 +227,16 @@ def test_what_is_no_weights_file_is_named(config: Configure, tmp_path: Path) -> 
     body = backbone(config(*CONVNET, "model.weights=null")).model
     good = tmp_path / "good.weights.h5"
     body.save_weights(good)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["layers"] = [1, 2, 3]
+    with zipfile.ZipFile(tmp_path / "packed.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", good.read_bytes())
+    packed = bytearray((tmp_path / "packed.keras").read_bytes())
+    packed[30 + len("config.json")] = 0xFF  # where the compressed bytes begin: a block of no type
     files = {
+        "other.h5": ((tmp_path / "other.h5").read_bytes(), "an HDF5 file without weights of Keras"),
+        "packed.keras": (bytes(packed), "is damaged and cannot be read .*block type"),
         "page.h5": (b"<!DOCTYPE html><html>404", "an HTML or XML page"),
         "pointer.weights.h5": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         "pickle.h5": (b"\x80\x04\x95abc", "a pickle"),

@@ -119,6 +119,7 @@ def test_names_that_mlflow_accepts() -> None:
     ]
     names = metric_names(classes)
     assert len(set(names)) == len(classes)
+    assert len(set(metric_names(["a__2", "a?", "a!"]))) == 3, "a number that is added may itself be taken"
     assert names[:2] == ["dress", "t-shirt_top"]
     for name in names:
         _validate_metric_name(f"validation.precision_by_class/{name}")

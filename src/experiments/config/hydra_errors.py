@@ -32,12 +32,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return format_errors([_no_choice(group, choice, error.options)])
-    if isinstance(error, ValueError) and str(error).startswith("Config group override"):
-        # For a choice that is not a string (regime=5, regime=null), Hydra's message names neither group nor choices.
-        given = [_split(override) for override in overrides]
+    is_refused = isinstance(error, ValueError) and str(error).startswith("Config group override")
+    if is_refused or isinstance(error, TypeError):
+        # For a choice that is no text (regime=5, regime=null, regime=[1]), Hydra names neither group nor choices.
+        given = [(name.partition("@")[0], value) for name, value in map(_split, overrides)]
         wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
         lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
-        return format_errors(lines or [str(error)])
+        return format_errors(lines or [str(error)]) if lines or is_refused else None
     if isinstance(error, OverrideParseException):
         return format_errors([_unread(str(error.override), error)])
     if isinstance(error, HydraException) and str(error).startswith("Ambiguous value for argument"):

@@ -102,9 +102,9 @@ def read(path: Path, key: str) -> Contents:
             return _read_archive(path, key)
         with h5py.File(path) as file:
             return _read_file(file, path, key)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:  # what h5py, zipfile and zlib raise for damaged files has no common base class
         raise ConfigError(f"{key}: {path} is damaged and cannot be read ({str(error)[:200]})") from None
 
 
@@ -156,7 +156,8 @@ def _read_file(file: h5py.File, path: Path, key: str) -> Contents:
             layers[str(len(layers))] = Layer(name, _without_number(name), tuple(shapes))
         config = file.attrs.get("model_config")
         return Contents(path, "legacy", layers, record, _functional(json.loads(config)) if config is not None else None)
-    root = next((file[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in file), None)
+    names = ("layers", "_layer_checkpoint_dependencies")
+    root = next((file[name] for name in names if isinstance(file.get(name), h5py.Group)), None)
     if root is None:
         raise ConfigError(f"{key}: {ALLOWED}. Received: {path}, an HDF5 file without weights of Keras")
     return Contents(path, "keras", dict(_groups(root)), record)

@@ -160,5 +160,7 @@ def metric_names(classes: Sequence[str]) -> list[str]:
     for at, text in enumerate(classes):
         name = re.sub(r"[^\w.\- :]", "_", text)[:LONGEST_NAME]
         name = name if name.strip(". ") else f"class {at}"
-        names.append(f"{name}_{at}" if name in names else name)
+        while name in names:
+            name = f"{name}_{at}"
+        names.append(name)
     return names
