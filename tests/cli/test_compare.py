@@ -27,6 +27,7 @@ from experiments.comparison.comparison import (
     Comparison,
     EvaluatedRun,
     Group,
+    called,
     compare,
     configuration,
     disagreements,
@@ -49,6 +50,10 @@ BASE = {"regime": "scratch", "model": "convnet", "optimizer": "rmsprop", "optimi
 def right(count: int) -> list[bool]:
     """The first `count` of the images predicted correctly."""
     return [at < count for at in range(IMAGES)]
+
+
+def test_a_run_that_is_named_like_a_group_of_the_configuration_is_called_so() -> None:
+    assert called(("model",)) == "model" and called(("model=vgg16", "optimizer.lr=0.1")) == "vgg16 optimizer.lr=0.1"
 
 
 def fake_run(

@@ -195,6 +195,17 @@ def test_where_all_seeds_or_folds_would_not_do_the_images_are_counted_that_would
     ) in " ".join(found.sentences())
 
 
+@pytest.mark.parametrize("folds", [False, True])
+def test_rungs_on_different_images_do_not_show_what_more_seeds_or_folds_would(folds: bool) -> None:
+    other = [
+        replace(row, scores={f"cropped {image}": right for image, right in row.scores.items()})
+        for row in rows("one", [446, 440, 441], folds=folds)
+    ]
+    found = ladder(rows("head", [440, 442, 441], folds=folds), other, rows("two", None), *NONE_ABOVE)
+    text = " ".join(found.sentences())
+    assert "different images, at least" in text and "as the observed one is more than these runs can show." in text
+
+
 def test_single_runs_are_about_two_models() -> None:
     found = ladder(rows("head", [440]), rows("one", [446]), rows("two", None), *NONE_ABOVE)
     text = " ".join(found.sentences())

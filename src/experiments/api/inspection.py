@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from experiments.deploy.saved_run import Trained
     from experiments.inspection.inspection import Inspection
 
+LEAST = {"images": 1, "views": 1, "classes": 2, "count": 1}  # the smallest values of options, as on the command line
+
 
 class Inspected:
     """What an inspection has found; a notebook shows its tables, sentences and figure.
@@ -104,6 +106,11 @@ def inspect(
         hint = nearest_hint(part, OPTIONS)
         raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}{hint}.")
     options = {name: keys.pop(name, default) for name, default in OPTIONS[part].items()}
+    for name in LEAST.keys() & options.keys():
+        if options[name] is not None and options[name] < LEAST[name]:
+            raise ConfigError(
+                f"inspect: {name} must be a whole number of {LEAST[name]} or more. Received: {options[name]}"
+            )
     if (run is not None or part in OF_RUNS) and (overrides or keys):
         raise ConfigError(
             f"inspect: a run is inspected as it was, without overrides. Received: {', '.join([*overrides, *keys])}"

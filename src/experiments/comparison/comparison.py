@@ -297,7 +297,8 @@ def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 def called(label: Sequence[str]) -> str:
     """Return a short form of a label for display: `finetune` for regime=finetune."""
-    return " ".join(part.split("=", 1)[1] if part.split("=", 1)[0] in CHOICES else part for part in label)
+    pairs = (part.partition("=") for part in label)
+    return " ".join(value if equals and key in CHOICES else key + equals + value for key, equals, value in pairs)
 
 
 def _distinct(groups: Sequence[Group], keys: Sequence[str]) -> int:

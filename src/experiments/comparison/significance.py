@@ -36,7 +36,8 @@ class Difference:
     runs: tuple[int, int] = (1, 1)  # number of seeds of either side
     some_seeds: bool = False  # whether a side has further seeds, which are not compared
     by_seed: tuple[float, ...] = ()  # the difference for each seed that both sides have, if there are several
-    spread: Spread | None = field(default=None, repr=False)  # of `value`; None for accuracies of two trained models
+    # Of `value`; None for accuracies of two trained models, and in `compare_runs` for sides with other seeds or images.
+    spread: Spread | None = field(default=None, repr=False)
 
     @property
     def interval(self) -> Interval:
@@ -68,8 +69,7 @@ class Difference:
             repeats: the present number of seeds or folds (see `source`), at least 2, the same on both sides.
             most: the largest number that is possible.
         """
-        spread = self.spread
-        if spread is None or self.source == "images" or len(spread.parts) > 2:
+        if (spread := self.spread) is None:
             return None
         counts = range(repeats + 1, most + 1)
         return next((n for n in counts if shown_difference(spread.repeated(repeats, n)) <= abs(self.value)), None)
@@ -104,13 +104,13 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     common = [image for image in first.images if image in known]
     seeds = [seed for seed in first.by_seed if seed in other.by_seed]
     sides, least = (first, other), min(len(first.by_seed), len(other.by_seed))
+    matched, folded = False, first.folds_of(common)
     if len(common) < 2:
         folds = first.folds_of(first.images), other.folds_of(other.images)
         single = least == 1 and not all(folds)
         a, b = (side.matrix(side.images, list(side.by_seed)[:1] if single else None) for side in sides)
         found = replace(unpaired_difference(a, b, folds=folds if all(folds) else (None, None)), paired=False)
     else:
-        folded = first.folds_of(common)
         if folded != other.folds_of(common):
             folded, least = None, 1
         matched = folded is None and least > 1 and len(seeds) > 1
@@ -122,7 +122,8 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
         partly = len(common) < max(len(first.images), len(known))
         found = replace(difference(a, b, folds=folded, matched_seeds=matched), partly=partly, by_seed=by_seed)
     some_seeds = len(a) < len(first.by_seed) or len(b) < len(other.by_seed)
-    return replace(found, runs=(len(a), len(b)), some_seeds=some_seeds)
+    spread = found.spread if matched or folded else None  # else it does not show what more seeds or folds would change
+    return replace(found, runs=(len(a), len(b)), some_seeds=some_seeds, spread=spread)
 
 
 def difference(
