@@ -361,6 +361,23 @@ def test_the_summary_of_a_stopped_sweep_leaves_the_status_of_its_mlflow_run(
     assert ends == ["FINISHED", None, None]
 
 
+def test_the_summary_of_a_sweep_whose_outputs_were_moved_is_logged_to_the_store_that_was_moved_with_them(
+    folder: Path, tmp_path: Path, run_verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[str] = []
+    monkeypatch.setattr(summary_runs, "end_sweep", lambda uri, *_: stores.append(uri))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", here := f"sqlite:///{tmp_path}/here.db")
+    there = tmp_path / "there.db"
+    config = {"tracking": {"uri": f"sqlite:///{there}"}}
+    about = json.loads((folder / "sweep.json").read_text()) | {"parent": "an id", "config": config}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    add(folder, 0, {"x": "a"}, right(60))
+    run_verb(summarize, folder)
+    there.touch()
+    run_verb(summarize, folder)
+    assert stores == [here, f"sqlite:///{there}"]
+
+
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:
     add(folder, 0, {"x": "1"}, None, reason="broke")
     found = summary_files.write_summary(folder)

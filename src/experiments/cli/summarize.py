@@ -26,8 +26,10 @@ def main() -> None:
     from experiments.config.credentials import revealed
     from experiments.sweeps import summary_files
     from experiments.sweeps.terminal import show_summary
+    from experiments.system.paths import tracking_uri
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
+    from experiments.tracking import connection
     from experiments.tracking.summary_runs import end_sweep
 
     summary = summary_files.write_summary(folder)
@@ -42,4 +44,5 @@ def main() -> None:
                 f"{folder.name}: the summary is written, but not logged: the password of {uri} is not "
                 "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
             )
-        end_sweep(uri, about["parent"], folder, summary["metrics"], status)
+        store = tracking_uri() if connection.missing(uri) else uri  # outputs/ may have been moved, with the store in it
+        end_sweep(store, about["parent"], folder, summary["metrics"], status)
