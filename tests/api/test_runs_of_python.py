@@ -26,7 +26,7 @@ import experiments as ex
 from experiments.api.process import executing, unchanged_libraries
 from experiments.cli import predict
 from experiments.runs.curves import Curves
-from experiments.system import hardware, signals
+from experiments.system import hardware, keras_settings, signals
 
 ROOT = Path(__file__).resolve().parents[2]
 # The settings of the page's first example, as on the command line.
@@ -49,7 +49,10 @@ def one_home(
 
 @pytest.fixture(scope="module")
 def page(drawn: Path, outputs: Path, draw_nothing: Callable[..., None]) -> dict[str, Any]:
-    """The names that the examples of docs/notebooks.md define; all but those of a sweep, which start processes."""
+    """The names that the examples of docs/notebooks.md define; all but those of a sweep, which start processes.
+
+    A setting of Keras that would shorten every run has no effect on them, and is as it was afterwards.
+    """
     text = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
     examples = [
         example for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ex.sweep(" not in example
@@ -59,8 +62,11 @@ def page(drawn: Path, outputs: Path, draw_nothing: Callable[..., None]) -> dict[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPERIMENTS_HOME", str(outputs))
         draw_nothing(patch)
+        keras.config.set_max_epochs(1)
         for example in examples:
             exec(compile(example.replace("PATH", str(drawn)), "docs/notebooks.md", "exec"), names)
+        assert keras.config.max_epochs() == 1
+    keras.config.set_max_epochs(None)
     return names
 
 
@@ -186,7 +192,8 @@ def state() -> list[Any]:
     tracking = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, {
         name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
     }  # fmt: skip
-    return [process, handlers, logs, keras.config.dtype_policy().name, tracking, gc.isenabled()]
+    of_keras = keras.config.dtype_policy().name, keras_settings.current()
+    return [process, handlers, logs, of_keras, tracking, gc.isenabled()]
 
 
 @pytest.mark.parametrize("overrides, keys, message", [

@@ -1,9 +1,9 @@
 """Execution of commands in the process of a notebook or a script, which can go on with its own work afterwards.
 
-Restored are the command line, the directory, standard streams, signal handlers, logging, the precision of Keras,
-MLflow's store and the garbage collector. What stays: the random states of Python, NumPy and Keras, which every run
-sets; the variables EXPERIMENTS_CREDENTIALS and TF_CPP_MIN_LOG_LEVEL; the limit of open files; TensorFlow's threads and
-determinism. Because all of this belongs to the process, a call during that of another thread is an error.
+Restored are the command line, the directory, standard streams, signal handlers, logging, Keras's settings, MLflow's
+store and the garbage collector. What stays: the random states of Python, NumPy and Keras, which every run sets; the
+variables EXPERIMENTS_CREDENTIALS, TF_CPP_MIN_LOG_LEVEL and KERAS_BACKEND; the limit of open files; TensorFlow's threads
+and determinism. Because all of this belongs to the process, a call during that of another thread is an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from experiments.errors import ConfigError, DataError
-from experiments.system import paths, redaction, signals
+from experiments.system import keras_settings, paths, redaction, signals
 from experiments.system.private_api import open_log_handlers, without_hydra
 from experiments.tracking import connection
 from experiments.train import RAISES, error_text
@@ -95,17 +95,18 @@ def _unchanged_process() -> Iterator[None]:
 
 @contextmanager
 def unchanged_libraries() -> Iterator[None]:
-    """Restore after the block what the whole process shares: Keras's precision, MLflow's store, log handlers, garbage.
+    """Restore after the block what the whole process shares: Keras's settings, MLflow's store, log handlers, garbage.
 
     All public functions and methods that load a library or read a tracking store need it.
     """
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
-    frozen = gc.get_freeze_count()
+    settings, frozen = keras_settings.current(), gc.get_freeze_count()
     try:
         with connection.unchanged(), open_log_handlers():
             yield
     finally:
         if keras := sys.modules.get("keras"):
+            keras_settings.restore(settings)
             keras.config.set_dtype_policy(before or keras.config.floatx())
         if not frozen:
             gc.unfreeze()  # `quiet_start` has frozen the user's objects, too, which may become garbage

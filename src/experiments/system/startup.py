@@ -14,19 +14,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from experiments.errors import ConfigError, DataError
+from experiments.system import keras_settings
 
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
     """Hold back what native libraries write to standard error while they load or work; show it only if that fails.
 
-    TensorFlow writes its first lines before its own log level can be set.
+    TensorFlow writes its first lines before its own log level can be set. Keras's global settings are those of every
+    run afterwards, see `keras_settings`.
 
     The garbage collector is off meanwhile, and everything that was loaded is frozen (`gc.freeze`): it is never garbage,
     collections that go through it took a fifth of a short run's time, and forked processes go on sharing its memory.
     If TensorFlow is loaded already, nothing is frozen, because garbage of this process's earlier jobs would be kept.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keras_settings.choose_backend()
+    replaced = keras_settings.pin()
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         first, collecting = "tensorflow" not in sys.modules, gc.isenabled()
@@ -36,6 +40,7 @@ def quiet_start() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
+            replaced |= keras_settings.pin()
         except (ConfigError, DataError):  # their messages say enough
             raise
         except Exception:  # no BaseException: the output does not explain why a process was stopped
@@ -51,6 +56,7 @@ def quiet_start() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+    keras_settings.warn(replaced)
 
 
 class StandardFile(io.FileIO):
