@@ -32,6 +32,7 @@ from experiments.evaluation.decision import Decision
 from experiments.evaluation.evaluate import Report
 from experiments.images.decoder_settings import DEFAULTS
 from experiments.runs.predictions import Prediction
+from experiments.runs.run_directory import RunDirectory
 from experiments.storage.csv_files import read_rows, write_rows
 
 Call = Callable[..., int | str | None]
@@ -75,8 +76,8 @@ def run(tmp_path: Path) -> SimpleNamespace:
         name="some-run", classes=CLASSES, model=classifier, plain={"loss": "crossentropy"}, decoder_settings=DEFAULTS,
         metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
         decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
-        images=lambda split: read_rows(tmp_path / "manifest.csv"), folder=tmp_path / "run", run_id=None,
-        merged_classes={"cats": ["tabbies", "siamese"]},
+        images=lambda split: read_rows(tmp_path / "manifest.csv"), earlier_training_images=set,
+        folder=tmp_path / "run", run_id=None, merged_classes={"cats": ["tabbies", "siamese"]},
     )  # fmt: skip
 
 
@@ -128,6 +129,13 @@ def test_the_threshold_and_the_loss_of_the_run_decide(images: Path, call: Call, 
     assert "evaluation.accuracy" in metrics and "evaluation.loss" not in metrics, "its scores are no probabilities"
 
 
+def test_the_images_that_earlier_runs_were_trained_on_are_known(tmp_path: Path) -> None:
+    run = saved_run.Trained("run", None, None, tmp_path, tmp_path / "manifest.csv", {}, {}, {})
+    assert run.earlier_training_images() == set()
+    RunDirectory(tmp_path).write_earlier(["1" * 64, "2" * 64])
+    assert run.earlier_training_images() == {"1" * 64, "2" * 64}
+
+
 def test_the_digest_is_that_of_the_images_with_their_labels() -> None:
     one, other = (Prediction("", sha, label, "cats", 0.8, True, {}) for sha, label in (("1", "cats"), ("2", "dogs")))
 
@@ -168,6 +176,11 @@ def test_images_of_the_run_are_recognized_by_content(
     assert call(images) == 0
     out = capsys.readouterr().out
     assert "2 of these 8 images are training images of the run" in out and "Accuracy on the other 6: 83.3 %" in out
+    run.earlier_training_images = lambda: {hashes["40"]}
+    assert call(images) == 0
+    out = capsys.readouterr().out
+    assert "3 of these 8 images are training images of the run, or of one whose weights it began with, such as" in out
+    run.earlier_training_images = set
     labels = {path.stem: path.parts[-3] for path in images.rglob("*/deep/*.png")}
     recorded = [Prediction("", sha, labels[name], "cats", 0.8, labels[name] == "cats", {"cats": 0.8, "dogs": 0.2})
                 for name, sha in hashes.items()]  # fmt: skip

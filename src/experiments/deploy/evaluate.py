@@ -32,6 +32,7 @@ from experiments.storage import atomic_files
 if TYPE_CHECKING:
     import keras
 
+EARLIER = "of one whose weights it began with"
 SPLIT = "evaluation"  # what the images are called in the names of files and metrics
 
 
@@ -60,6 +61,7 @@ def evaluate(
     """
     validation = run.predictions("validation")
     trained = {row["sha256"] for row in run.images("train")}
+    earlier = run.earlier_training_images()
     skipped = list(labelled.issues)
     hashes = hash_files(labelled.root, [ListedImage(*file) for file in labelled.files], skipped)
     class_of = {path: name for path, name in labelled.files if path in hashes}
@@ -82,18 +84,19 @@ def evaluate(
     report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, is_probability)
     metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
-    known = [prediction for prediction in report.predictions if prediction.sha256 in trained]
-    sentences = known_sentences(report, known) + compare(report, known, validation)
+    known = [prediction for prediction in report.predictions if prediction.sha256 in trained | earlier]
+    whose = "of the run" if trained.issuperset(row.sha256 for row in known) else f"of the run, or {EARLIER}"
+    sentences = known_sentences(report, known, whose) + compare(report, known, validation)
     return Evaluation(report, list(shares), metrics, skipped, sentences)
 
 
-def known_sentences(report: Report, known: Sequence[Prediction]) -> list[str]:
-    """Return a sentence about images that the model was trained on, if there are any."""
+def known_sentences(report: Report, known: Sequence[Prediction], whose: str) -> list[str]:
+    """Return a sentence about images that the model was trained on, if there are any; `whose` is the run's phrase."""
     if not known:
         return []
     others = len(report.predictions) - len(known)
     count = f"{len(known)} of these {len(report.predictions)}" if others else f"All {len(known)}"
-    text = f"{count} images are training images of the run, such as "
+    text = f"{count} images are training images {whose}, such as "
     text += f"{printable(known[0].path)}: the scores on them say nothing about new images."
     if others:
         right = sum(row.correct for row in report.predictions) - sum(row.correct for row in known)
@@ -105,8 +108,8 @@ def compare(report: Report, known: Sequence[Prediction], validation: Sequence[Pr
     """Return a sentence that compares the accuracy with that on the run's validation images.
 
     If all images are validation images, the two are compared image by image; they differ if labels or the model's
-    files do. Otherwise the images that are neither training images of the run (`known`) nor validation images are
-    compared with its validation images, as different samples.
+    files do. Otherwise the images that the model was neither trained on (`known`) nor validated with are compared with
+    its validation images, as different samples.
     """
     before = {row.sha256: row for row in validation}
     shared = [row for row in report.predictions if row.sha256 in before]

@@ -24,6 +24,7 @@ from experiments.runs.location import folder_named, folder_of, store_of_run
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import (
     CONFIG,
+    EARLIER,
     MANIFEST,
     METRICS,
     WEIGHTS,
@@ -94,6 +95,11 @@ class Trained:
         if most is None or len(rows) <= most:
             return rows
         return [rows[at] for at in np.linspace(0, len(rows) - 1, most).astype(int)]
+
+    def earlier_training_images(self) -> set[str]:
+        """Return the SHA-256 of every image that the weights with which the run began had been trained on."""
+        table = self.file(EARLIER)
+        return {row["sha256"] for row in read_rows(table)} if table else set()
 
     @cached_property
     def config(self) -> Config:
