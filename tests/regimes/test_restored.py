@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import pytest
@@ -47,3 +49,15 @@ def test_the_weights_of_another_run_are_refused(
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(SystemExit, match=r"sweep\.trained: must be the folder of a finished run with the identity"):
         run_here(*here, *SMALL, f"sweep.trained={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}")
+
+
+def test_a_run_without_the_weights_that_it_has_trained_is_not_continued(
+    ended: Any, run_here: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the head is not trained further on the backbone as it was before the fine-tuning."""
+    folder = Path(shutil.copytree(ended.folder, tmp_path / "copy"))
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "weights" / "backbone.weights.h5").unlink()
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match=r"continue: no such file\. Received: .*copy/weights/backbone\.weights\.h5"):
+        run_here(f"continue={folder}", "epochs=5", "tracking=none", f"hydra.run.dir={tmp_path / 'longer'}")

@@ -83,10 +83,11 @@ def load_trained(
         ConfigError: the weights are missing or do not fit.
     """
     weights = {"head": head, "backbone": components.backbone.model, "unfrozen": network_split.trainable_part}
+    kept = [name for name in weights if directory.weights(name).is_file()]
+    trained = ["unfrozen" if "unfrozen" in kept else "backbone"] if network_split.trainable_part.weights else []
     for name, model in weights.items():
-        path = directory.weights(name)
-        if name == "head" or path.is_file():
-            load_weights(model, path, key)
+        if name in ("head", *trained, *kept):
+            load_weights(model, directory.weights(name), key)
 
 
 def facts_of(folder: Path, identity: str) -> dict[str, Any]:
