@@ -226,8 +226,8 @@ def recorded_architecture(contents: Contents) -> Architecture | None:
     """Return the architecture of the network that a file's weights belong to; None if it is not known."""
     try:
         if contents.record is not None:
-            found: Architecture = contents.record["architecture"]
-            return found
+            keys = ("name", "class", "settings", "inputs")  # all of these, unless it is damaged
+            return [{key: layer[key] for key in keys} for layer in contents.record["architecture"]]
         return None if contents.config is None else layers_of(contents.config)
     except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
         return None

@@ -21,7 +21,7 @@ def read(file: Path) -> dict[str, np.ndarray] | str:
     try:
         with np.load(file, allow_pickle=False) as kept:  # the checksums are compared
             return dict(kept)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return f"{type(error).__name__}: {error}"
 
 
