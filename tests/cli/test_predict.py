@@ -139,7 +139,7 @@ def test_csv_holds_every_file_and_its_fault(files: Path, call: Call, capsys: pyt
             assert float(row["probability"]) == pytest.approx(shares.max(), abs=1e-6)
     shown = capsys.readouterr()
     assert shown.out == "" and "4 images predicted, 3 files could not be used" in shown.err
-    assert "Passed over in these folders, as of no image type: 1 files" in shown.err
+    assert "Passed over in these folders, as of no image type: 1 file\n" in shown.err
 
 
 def test_json_is_an_object_a_line(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from experiments.comparison import class_differences as by_class
 from experiments.comparison.class_differences import compare_classes
 from experiments.comparison.comparison import Comparison, EvaluatedRun, Group, disagreements, of_groups
 from experiments.comparison.significance import tango
-from experiments.comparison.text import metric_tables, paired_table
+from experiments.comparison.text import metric_tables, paired_table, sentences
 from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import Prediction
 from experiments.tracking.queries import RunFacts
@@ -161,6 +161,16 @@ def test_old_records_without_probabilities_have_the_classes_that_occur() -> None
     found = compare_classes(made)
     assert found.names == FLOWERS and found.results[0][1].difference is not None
     assert by_class.decision_sentence(made) == ""
+
+
+def test_accuracies_of_other_classes_are_called_those_of_different_tasks() -> None:
+    fewer = evaluated("b", SECOND[:16], labels=LABELS[:16], classes=FLOWERS[:2])
+    reordered = evaluated("c", FIRST, classes=FLOWERS[::-1])
+    old = evaluated("d", FIRST, probabilities=False)
+    first = [evaluated("a", FIRST)]
+    found = [text for text in sentences(comparison(first, [fewer], [reordered], [old])) if "different tasks" in text]
+    assert len(found) == 1 and found[0].startswith("Row 2: other classes than in row 1. ")
+    assert "different tasks" not in " ".join(sentences(comparison(first, [reordered], [old])))
 
 
 def test_the_positive_class_is_named() -> None:

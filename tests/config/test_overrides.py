@@ -78,6 +78,34 @@ def test_hydras_errors_say_what_to_type(override: str, line: str, config: Callab
         assert "One text" not in text, "a choice is no text"
 
 
+@pytest.mark.parametrize(
+    "overrides, typed",
+    [
+        (["seed=1", "data.root=My", "Photos", "of", "2026", "epochs=3"], "'data.root=My Photos of 2026'"),
+        (["data.root=/Fotos/Blüten", "(neu)", "seed=1"], "'data.root=\"/Fotos/Blüten (neu)\"'"),
+        (["data.classes=[cats,", "dogs]"], "'data.classes=[cats, dogs]'"),
+        (["data.classes=[cats,", "great", "danes]", "~notes"], "'data.classes=[cats, great danes]'"),
+        (["model.head.dropout=0.2,", "0.5"], "'model.head.dropout=0.2, 0.5'"),
+        (["regime=finetune", "data.root=/a (1)", "seed=1"], None),
+        (["finetune", "seed=1"], None),
+        (["finetune", "vgg16"], None),
+    ],
+)
+def test_what_the_shell_has_divided_is_shown_as_one_argument(
+    overrides: list[str], typed: str | None, config: Callable[..., Config]
+) -> None:
+    with pytest.raises(Exception) as caught:
+        config(*overrides)
+    text = explain(caught.value, overrides)
+    assert text is not None
+    if typed is None:
+        assert "The shell divides" not in text
+        return
+    assert text.endswith(f"The shell divides arguments at spaces. As one argument: {typed}")
+    key, _, value = shlex.split(typed)[0].partition("=")
+    assert OverridesParser.create().parse_override(f"{key}={value}").key_or_group == key
+
+
 def test_an_argument_may_have_the_quotes_of_the_grammar() -> None:
     assert [literal(text) for text in ("'a b'", '"it\'s"', "plain", "it's (1)", "7")] == [
         "a b", "it's", "plain", "it's (1)", "7"

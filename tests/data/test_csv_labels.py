@@ -240,10 +240,10 @@ def test_a_missing_file_folder_or_encoding(place: Path) -> None:
     file = write(place / "labels.csv", [["path", "label"], ["a/0.png", "käfer"]], encoding="latin-1")
     with pytest.raises(ConfigError, match="data.labels: .* not encoded in UTF-8"):
         listing(file)
-    with pytest.raises(ConfigError, match=r"data.labels does not exist; did you mean '.*labels.csv'"):
+    with pytest.raises(ConfigError, match=r"data.labels does not exist \(did you mean '.*labels.csv'"):
         listing(place / "lables.csv")
     (place / "lists").mkdir()
-    with pytest.raises(ConfigError, match=r"data.labels does not exist; did you mean '.*/lists'"):
+    with pytest.raises(ConfigError, match=r"data.labels does not exist \(did you mean '.*/lists'"):
         listing(place / "list" / "labels.csv")
     with pytest.raises(ConfigError, match="data.labels is not a file"):
         listing(place)

@@ -299,6 +299,10 @@ def test_fewer_than_two_classes(tmp_path: Path) -> None:
     draw(tmp_path / "data" / "cats" / "1.png")
     assert re.search(r"two or more classes are needed, found cats; set data\.root", message(tmp_path / "data"))
     (tmp_path / "empty").mkdir()
+    draw(tmp_path / "names" / "cat.1.png")
+    draw(tmp_path / "names" / "dog.1.png")
+    text = message(tmp_path / "names")
+    assert text.startswith("1 issue") and "Its 2 images are in no class folder:" in text and "data=filenames" in text
     assert "two or more classes are needed, found none; set data.root" in message(tmp_path / "empty")
     assert "cannot be listed (No such file or directory); check the path" in message(tmp_path / "missing")
 
@@ -451,7 +455,7 @@ def test_folder_names_similar_ones(root: Path) -> None:
         (root.parent / "Data" / "train", root),
         (root / "trian", root / "train"),
     ):
-        with pytest.raises(ConfigError, match=r"data\.root does not exist; did you mean") as caught:
+        with pytest.raises(ConfigError, match=r"data\.root does not exist \(did you mean") as caught:
             folder(root=wrong, cache=root)
         assert repr(str(right)) in str(caught.value) and f"Received: {str(wrong)!r}" in str(caught.value)
         assert "root/train/<class>/" in str(caught.value) and "root/<class>/" in str(caught.value)

@@ -75,7 +75,8 @@ def predict(arguments: argparse.Namespace, form: str) -> int:
 
     files, others = list_files(arguments.paths)
     if others:
-        print(f"Passed over in these folders, as of no image type: {others} files", file=sys.stderr)
+        number = f"{others} file{'' if others == 1 else 's'}"
+        print(f"Passed over in these folders, as of no image type: {number}", file=sys.stderr)
     from experiments.deploy.rejection import prepare  # imported after the paths are known to exist: it takes time
 
     run = saved_run.find(arguments.run, arguments.uri)

@@ -90,13 +90,8 @@ def compare_classes(comparison: Comparison) -> ClassComparison:
 def class_names(groups: Sequence[Group]) -> tuple[str, ...]:
     """Return the classes of all groups, in the label order of the first group that has them."""
     predictions = [row for group in groups for run in group.evaluated for row in run.predictions.values()]
-    known = [name for group in groups for name in group_classes(group)]
+    known = [name for group in groups for name in group.classes]
     return tuple(dict.fromkeys([*known, *sorted({name for row in predictions for name in (row.label, row.predicted)})]))
-
-
-def group_classes(group: Group) -> tuple[str, ...]:
-    """Return the classes of a group's first run in label order; of old records without probabilities none."""
-    return tuple(next(iter(group.evaluated[0].predictions.values())).probabilities)
 
 
 def scores_by_class(group: Group, names: Sequence[str]) -> list[Scores]:
@@ -188,7 +183,7 @@ def shown_of(found: ClassComparison, most: int) -> str:
 
 def decision_sentence(comparison: Comparison) -> str:
     """Return a sentence that names the positive one of two classes, and the thresholds; empty for more classes."""
-    found = [recorded(run.tags, group_classes(group)) for group in comparison.groups for run in group.runs]
+    found = [recorded(run.tags, group.classes) for group in comparison.groups for run in group.runs]
     positives, thresholds = [one.positive for one in found], [one.threshold for one in found]
     if None in positives:
         return ""

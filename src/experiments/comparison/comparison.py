@@ -87,6 +87,11 @@ class Group:
         """The images on which all seeds were evaluated."""
         return cast("list[Key]", self.accuracy.images)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the first run in label order; of old records without probabilities none."""
+        return tuple(next(iter(self.evaluated[0].predictions.values())).probabilities)
+
     @cached_property
     def baseline(self) -> Baseline:
         return majority_baseline(label for _, label in self.images)

@@ -46,6 +46,13 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Of the {others} others {len(apart)} are significantly different from {first}{which}; "
             f"{others - len(apart)} are not."
         )
+    known = comparison.groups[0].classes
+    classes = [set(group.classes or known) for group in comparison.groups]
+    if other := [str(at) for at, names in enumerate(classes, 1) if names != classes[0]]:
+        lines.append(
+            f"Row {', '.join(other)}: other classes than in row 1. These accuracies are of different tasks, so that "
+            "their difference does not show which model or setting is better."
+        )
     if comparison.ranked:
         lines.append("The rows are in the order of their validation accuracy.")
     lines += limitations(found, f"To test the setting: {more_seeds(comparison)}", "row" * comparison.ranked)

@@ -40,7 +40,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         lines = [_no_choice(name, value, choices) for name, value, choices in wrong if value not in choices]
         return format_errors(lines or [str(error)]) if lines or is_refused else None
     if isinstance(error, OverrideParseException):
-        return format_errors([_unread(str(error.override), error)])
+        return format_errors([_unread(str(error.override), overrides, error)])
     if isinstance(error, HydraException) and str(error).startswith("Ambiguous value for argument"):
         return format_errors([_several(override) for override in overrides if _is_sweep(override)])
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
@@ -55,19 +55,41 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _unread(override: str, error: OverrideParseException) -> str:
+def _unread(override: str, overrides: Sequence[str], error: OverrideParseException) -> str:
     """Return the message for an override that Hydra's grammar cannot parse, with the quoting that makes it valid."""
     key, equals, value = override.partition("=")
     typed = as_typed(key, value) if equals else None
+    whole = _undivided(override, overrides)
+    divided = f"The shell divides arguments at spaces. As one argument: {whole}" if whole else ""
     if typed is None:
-        reason = str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
+        reason = divided or str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
         return f"{override}: not an override that Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {reason}"
     closing = {"[": "list ends with ]", "{": "mapping ends with }"}.get(value[:1])
-    hint = f" A {closing}, and what is special in it is quoted, too." if closing else ""
+    hint = f"A {closing}, and what is special in it is quoted, too. " if closing else ""
     return (
         f"{override}: Hydra cannot read this value: it has characters that mean something to Hydra, or begins with "
-        f"what it does not end.{hint} As text it is typed: {typed}"
+        f"what it does not end. {divided or f'{hint}As text it is typed: {typed}'}"
     )
+
+
+def _undivided(override: str, overrides: Sequence[str]) -> str | None:
+    """Return the shell argument that an override is a part of, if it is followed by parts or is one; else None.
+
+    A part has neither an = nor a ~ before it: the shell has divided `data.root=My images` and `data.classes=[a, b]`.
+    """
+    begin = end = list(overrides).index(override) if override in overrides else 0
+    while begin > 0 and "=" not in overrides[begin]:
+        begin -= 1
+    while end + 1 < len(overrides) and "=" not in overrides[end + 1] and not overrides[end + 1].startswith("~"):
+        end += 1
+    if begin == end:
+        return None
+    whole = " ".join(overrides[begin : end + 1])
+    try:
+        OverridesParser.create().parse_override(whole)
+    except HydraException:
+        return as_typed(*whole.split("=", 1)) if "=" in whole else None
+    return shlex.quote(whole)
 
 
 def _is_sweep(override: str) -> bool:

@@ -118,6 +118,9 @@ def error_line(error: Mapping[str, Any], root: Any = Config, prefix: str = "") -
     line = f"{key}: must {message}. Received: {error['input']!r}"
     if error["type"] == "string_type" and isinstance(error["input"], int | float | list):
         line += _as_text(key)
+    if error["type"] in ("int_type", "float_type", "bool_type") and isinstance(error["input"], list):
+        values = ",".join(str(value) for value in error["input"])
+        line += f". The values of a sweep (-m) are typed without brackets: {key}={values}"
     if error["type"] != "literal_error":
         return line
     return line + nearest_hint(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))

@@ -27,6 +27,7 @@ SPLIT_NAMES = {  # lower case
     **{split: split for split in SPLITS},
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
+_OUTSIDE = "a file outside the class folders; move it into its class's folder, or elsewhere"
 _NOT_LISTED = "cannot be listed ({}); check the path and its permissions"
 # What systems, file servers and image browsers leave in folders, beside entries whose names begin with a dot.
 _LITTER = re.compile(
@@ -88,6 +89,11 @@ def list_images(root: Path) -> Listing:
         text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
         if len(top) == 1 and not folders and len(_directories(root, top[0], [])) > 1:
             text += f". Is it {printable(str(root / top[0]))}?"
+        outside = sum(issue.text == _OUTSIDE for issue in issues)
+        if outside and not top:
+            issues = [issue for issue in issues if issue.text != _OUTSIDE]
+            text += f". Its {outside:,} images are in no class folder: if the classes are in their names, use "
+            text += "data=filenames; if in a CSV file, data=csv"
         issues.append(DataIssue(str(root), text, skippable=False))
     images = []
     for split, name in groups:
@@ -194,8 +200,7 @@ def _directories(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
         elif kind == "directory":
             names.append(entry.name)
         elif folder or is_image(entry.name):
-            text = "a file outside the class folders; move it into its class's folder, or elsewhere"
-            issues.append(DataIssue(path, text, skippable=True))
+            issues.append(DataIssue(path, _OUTSIDE, skippable=True))
     return names
 
 

@@ -104,7 +104,8 @@ def _in_folders(
         found, left = walk(str(place / name))
         files += [(os.path.relpath(path, place), name) for path in found]
         others += left
-    notes = [f"Passed over, as of no image type or outside the folders of classes: {others:,} files"] if others else []
+    number = f"{others:,} file{'' if others == 1 else 's'}"
+    notes = [f"Passed over, as of no image type or outside the folders of classes: {number}"] if others else []
     return place, files, notes
 
 

@@ -35,7 +35,8 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
     """Show at most `count` images that a run got wrong with most confidence, with Grad-CAM heatmaps."""
     rows = run.predictions(split)
     wrong = mistakes(rows)
-    lines = [f"{run.name}: {len(wrong)} mistakes in {len(rows)} {split} images"]
+    counts = f"{len(wrong)} mistake{'' if len(wrong) == 1 else 's'} in {len(rows)} {split} images"
+    lines = [f"{run.name}: {counts}"]
     name, facts = f"{split}_gradcam", {"count": str(count)}
     if not wrong:
         return Inspection(run.config, name, lines, None)
@@ -43,7 +44,7 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
     for mistake in wrong[:count]:
         lines.append(f"{mistake.confidence:6.1%}  {mistake.label} → {mistake.predicted}  {mistake.path}")
     which = "" if len(shown) == len(wrong) else f", the {len(shown)} most confident"
-    title = f"{literal(short(run.name, 60))}: {len(wrong)} mistakes in {len(rows)} {split} images{which}"
+    title = f"{literal(short(run.name, 60))}: {counts}{which}"
     return Inspection(run.config, name, lines, lambda: draw(shown, title), facts)
 
 

@@ -229,7 +229,8 @@ def risk_coverage(report: Report) -> Figure:
         axis.set_major_formatter(PercentFormatter(xmax=1))
     panel.set_xlabel("coverage: images that are answered, the most confident first")
     panel.set_ylabel("risk: mistakes among them")
-    panel.set_title(f"Risk and coverage, {report.split}: {wrong} mistakes in {images} images, AURC {curve.area:.3g}")
+    mistakes = f"{wrong} mistake{'' if wrong == 1 else 's'} in {images} images"
+    panel.set_title(f"Risk and coverage, {report.split}: {mistakes}, AURC {curve.area:.3g}")
     panel.legend(loc="upper left")
     return figure
 

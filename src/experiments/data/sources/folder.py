@@ -53,4 +53,4 @@ def _similar(path: Path, is_file: bool) -> str:
         return ""
     lowered = {name.lower(): name for name in names}
     similar = [str(missing.parent / lowered[name]) for name in difflib.get_close_matches(missing.name.lower(), lowered)]
-    return f"; did you mean {' or '.join(repr(name) for name in similar)}?" if similar else f" (no {str(missing)!r})"
+    return f" (did you mean {' or '.join(repr(name) for name in similar)}?)" if similar else f" (no {str(missing)!r})"
