@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import mlflow
 import psutil
 import pytest
 
 from experiments.cli import summarize
+from experiments.models.backbone import PRETRAINED
 from experiments.storage.csv_files import read_rows
 from experiments.tracking import liveness
 
@@ -272,6 +276,33 @@ def test_a_sweep_that_cannot_be_run_starts_nothing(
             f"{name}: {printed}"
         )
     assert not list(own_outputs.glob("sweeps/*/[0-9]*"))
+
+
+def test_a_search_is_another_one_if_any_of_its_weights_have_changed(sweep: Sweep, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    files = [tmp_path / f"{name}.weights.h5" for name in "ab"]
+    for file in files:
+        shutil.copy(PRETRAINED, file)
+    searched = (
+        "regime=bottleneck", "tracking=none", "data.per_class={train: 6, validation: 6, test: 0}",
+        "data.size=32", "data.image_size=64", "sweep.search=tpe", "sweep.dry_run=true",
+        f"model.weights={','.join(map(str, files))}",
+    )  # fmt: skip
+
+    def name() -> str:
+        done = sweep(*searched)
+        assert done.returncode == 0, done.stdout
+        (found,) = re.findall(r"Search (\S+) \(tpe", done.stdout)
+        return str(found)
+
+    before = name()
+    assert name() == before
+    with h5py.File(files[1], "r+") as weights:
+        arrays: list[h5py.Dataset] = []
+        weights.visititems(lambda _, node: arrays.append(node) if isinstance(node, h5py.Dataset) else None)
+        largest = max(arrays, key=lambda array: array.size)
+        largest[...] = 2 * largest[...]
+    assert name() != before
 
 
 def test_a_search_goes_on_where_it_stopped_and_ends_what_falls_behind(sweep: Sweep, own_outputs: Path) -> None:

@@ -41,8 +41,9 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
     for job in probes:
         job.config = plan.changed(job.config, {"evaluate.test": False})
-    inspection, probe = inspect_jobs(probes), probes[0]
-    name = search_name(configs, search_space, probe.identity)
+    inspection = inspect_jobs(probes)
+    content = hashlib.sha256(" ".join(job.identity for job in probes).encode()).hexdigest()
+    name = search_name(configs, search_space, content)
     session = Session(setup, name, inspection)
     session.repeats = len(search_space.repeats)
     from experiments.sweeps.search import study as studies
@@ -55,7 +56,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     type(sweeper).folder = session.folder
     session.folder.mkdir(parents=True, exist_ok=True)
     attributes = {
-        studies.SEARCH: name, studies.DATA: probe.identity, pruning.EPOCHS: max(config.epochs for config in configs),
+        studies.SEARCH: name, studies.DATA: content, pruning.EPOCHS: max(config.epochs for config in configs),
     }  # fmt: skip
     study = studies.open_study(setup.config, session.folder, attributes)
     session.print_lines(*search_plan(session, search_space, inspection, study.trials))
@@ -78,23 +79,23 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         ) from None
 
 
-def search_name(configs: Sequence[Config], search_space: Space, identity: str) -> str:
+def search_name(configs: Sequence[Config], search_space: Space, content: str) -> str:
     """Return the name of a search, the same at every start and on every machine.
 
     It does not depend on the number of trials, on the workers or on where the study and the runs are stored. The
-    configurations, always the same ones, contain every choice of the search space; `identity` is that of the first, and
-    covers data and weights.
+    configurations, always the same ones, contain every choice of the search space; `content` is a hash of their
+    identities, which covers the data and weights of each.
     """
     corners = []
     for config in configs:
         plain = effective(config)
         corner = defining(plain) | {"evaluate": plain["evaluate"]}
-        for key in ("data", "continue_from"):  # paths on this machine; the identity covers the content
+        for key in ("data", "continue_from"):  # paths on this machine; the identities cover the content
             corner.pop(key, None)
         corners.append(corner)
     first, settings = configs[0], configs[0].sweep
     dimensions, repeats = list(map(str, search_space.dimensions)), list(map(list, search_space.repeats))
-    what = [corners, identity, first.objective, dimensions, repeats, settings.search, settings.seed, settings.pruner]
+    what = [corners, content, first.objective, dimensions, repeats, settings.search, settings.seed, settings.pruner]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return f"{first.regime.name}-{first.model.name}-{settings.search}-{digest[:8]}"
 
