@@ -35,8 +35,8 @@ def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
 def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> optuna.Study:
     """Return the study of a search, creating it if it does not exist; its name is that of the sweep's directory.
 
-    `attributes` has the name of the search, a hash of its data and weights, and the number of epochs of the longest trial.
-    Raise ConfigError if the study belongs to another search, or to other data, weights or version of this package.
+    `attributes` has the name of the search, a hash of its data and weights, and the epochs of the longest trial. Raise
+    ConfigError if the study belongs to another search, or to other data, weights or version of this package.
     """
     name = folder.name
     study = optuna.create_study(
