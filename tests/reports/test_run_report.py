@@ -253,9 +253,9 @@ def test_images_are_thumbnails_of_the_original_files(directory: RunDirectory, dr
 
 
 def test_without_images_the_page_reports_it(directory: RunDirectory, tmp_path: Path) -> None:
-    for root in (None, tmp_path):
+    for root, reason in ((None, "the folder of its data is not known"), (tmp_path, f"its file is not in {tmp_path}")):
         shown = page_of(directory, root)
-        assert "its file is not in" in shown.text and "--data FOLDER" in shown.text
+        assert f"{reason}; --data FOLDER" in shown.text
         assert not [a for tag, a in shown.elements if tag == "img" and (a["src"] or "").startswith("data:image/jpeg")]
         assert shown.text.count("not shown") == 3 + 4 + 2 + 3 + 1
 
