@@ -41,6 +41,17 @@ def test_a_run_that_ended_while_the_server_was_away_is_not_taken_for_deleted(
     assert known["deleted"] == {"deleted": "deleted id"} and known.keys() == {"unsent", "deleted"}
 
 
+def test_the_latest_of_several_finished_runs_is_reused(config: Callable[..., Config], own_outputs: Path) -> None:
+    """So that one that was trained again, with `sweep.rerun`, is not given up for the one before."""
+    ended = {"runs/a": 5, "sweeps/b/0": 9, "sweeps/b/1": 9, "sweeps/c/0": 7}
+    for name, time in ended.items():
+        facts = {"command": {}, "identity": "same", "status": "FINISHED", "ended": time}
+        RunDirectory(own_outputs / name).write_facts(facts)
+    RunDirectory(own_outputs / "sweeps/d/0").write_facts({"command": {}, "identity": "same", "status": "KILLED"})
+    found = worker_tasks.known_runs(config("tracking=none"), {"same"}, {})
+    assert (found["same"]["status"], found["same"]["folder"]) == ("FINISHED", str(own_outputs / "sweeps/b/0"))
+
+
 def test_the_usual_duration_is_the_median_of_runs_like_these(config: Callable[..., Config]) -> None:
     ours = config("regime=bottleneck", "epochs=7")
     alike = {"regime": "bottleneck", "model": ours.model.name, "epochs": "7", "batch_size": str(ours.batch_size)}

@@ -156,8 +156,12 @@ def inspect_jobs(configs: Sequence[Config]) -> dict[str, Any]:
 
 
 def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunFacts]) -> dict[str, dict[str, Any]]:
-    """Return the existing runs of these identities: `finished` ones of MLflow, others from the outputs directory."""
+    """Return the existing runs of these identities: `finished` ones of MLflow, others from the outputs directory.
+
+    Of several finished ones there, it is the latest: `sweep.rerun` trains again what has changed unnoticed.
+    """
     known: dict[str, dict[str, Any]] = {}
+    latest: dict[str, int] = {}  # when the training of the finished runs in `known` ended
     untracked: dict[str, str] = {}  # ids of MLflow runs that are not finished, by identity
     uri = config.tracking.uri
     tracked_ids = {run.run_id for run in finished.values()}
@@ -177,7 +181,9 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         unsent = (folder / UNSENT).exists()  # MLflow may not have received the end of the run
         if done and uri is not None and run_id not in tracked_ids and not unsent:
             untracked.setdefault(own, str(run_id))
-        elif known.get(own, {}).get("status") != Status.FINISHED:
+        elif own not in latest or (done and facts.get("ended", 0) > latest[own]):
+            if done:
+                latest[own] = facts.get("ended", 0)
             known[own] = {
                 "status": status, "folder": str(folder), "run_id": run_id, "threads": facts.get("threads")
             }  # fmt: skip
