@@ -20,6 +20,8 @@ from experiments.errors import ConfigError
         (["--epochs", "3"], "--epochs 3: options are typed KEY=VALUE, without dashes: epochs=3"),
         (["--batch-size=16"], "--batch-size=16: options are typed KEY=VALUE, without dashes: batch_size=16"),
         (["--data-dir", "my images"], "without dashes: 'data.root=my images'"),
+        (["--data", "my images"], "without dashes: 'data.root=my images'"),
+        (["--data", "csv"], "without dashes: data=csv"),
         (["--lr", "1e-3"], "--lr 1e-3: options are typed KEY=VALUE, without dashes: optimizer.lr=1e-3"),
         (["--nonsense"], "--nonsense: no such option. Options are typed KEY=VALUE"),
         (

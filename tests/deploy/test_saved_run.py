@@ -347,6 +347,8 @@ def test_a_registered_model_is_loaded_by_its_alias(
     pixels, shares = place.logged("job")
     model = mlflow.keras.load_model("models:/pets@champion")
     np.testing.assert_allclose(np.asarray(model(pixels)), shares, atol=1e-5)
+    registered("job", "my pets", "--uri", place.uri)
+    assert "  mlflow models serve -m 'models:/my pets/1' --env-manager local" in capsys.readouterr().out
     for name, alias in (("pets", "latest"), ("pe/ts", "champion"), ("pe'ts", "champion")):
         with pytest.raises(SystemExit, match="registry does not take it"):
             registered("whole", name, "--alias", alias, "--uri", place.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from experiments.cli.arguments import add_run, exit_on_error
 from experiments.errors import ConfigError
@@ -34,6 +35,6 @@ def main() -> None:
     version = model_logging.register(uri, run.run_id, name, alias)
     where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))
-    print(f"  export MLFLOW_TRACKING_URI={redact_credentials(uri)}")
+    print(f"  export MLFLOW_TRACKING_URI={shlex.quote(redact_credentials(uri))}")
     print(f'  mlflow.keras.load_model("{where}")')
-    print(f"  mlflow models serve -m {where} --env-manager local")
+    print(f"  mlflow models serve -m {shlex.quote(where)} --env-manager local")

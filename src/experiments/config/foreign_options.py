@@ -74,7 +74,7 @@ def _dashed(option: str, command: Sequence[str]) -> str:
     typed = option if equals or not value else f"{option} {value}"
     if key in ADVICE:
         return f"{typed}: {ADVICE[key]}"
-    key = KEYS.get(key, key)
+    key = "data.root" if key == "data" and value not in shipped("data") else KEYS.get(key, key)
     if is_known_key(key.partition(".")[0]) or key.startswith("hydra."):
         override = shlex.quote(f"{key}={value or '...'}")
         return f"{typed}: options are typed KEY=VALUE, without dashes: {override}"

@@ -30,7 +30,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(error, ValueError) and str(error).startswith("The --resolve flag"):
         return f"--resolve: {error}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        name = str(error.missing_cfg_file)
+        group, _, choice = name.partition("/") if name.startswith("data/") else name.rpartition("/")
         return format_errors([_no_choice(group, choice, error.options)])
     is_refused = isinstance(error, ValueError) and str(error).startswith("Config group override")
     if is_refused or isinstance(error, TypeError):
@@ -110,7 +111,8 @@ def _several(override: str) -> str:
 
 def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
     hint = nearest_hint(received, choices, prefix=f"{group}=")
-    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}{hint}."
+    folder = f" A folder of images: {as_typed('data.root', received)}" if group == "data" and not hint else ""
+    return f"{group}: no such choice. Received: {received!r}. Allowed: {', '.join(choices)}{hint}.{folder}"
 
 
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from experiments.config.arguments import argument_errors
+from experiments.config.choices import shipped
 from experiments.config.credentials import from_environment, lost_credentials, revealed
 from experiments.config.identity import NOT_IDENTITY
 from experiments.config.messages import error_key, error_line, format_errors, is_of_other_member
@@ -44,6 +45,7 @@ MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 def validate(composed: DictConfig) -> Config:
     """Validate a composed configuration and return it, or raise one ConfigError that names every key that is wrong."""
+    choices = OmegaConf.select(composed, "hydra.runtime.choices") or {}
     if "hydra" in composed:
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
@@ -71,6 +73,13 @@ def validate(composed: DictConfig) -> Config:
         wrong |= {str(detail["loc"][0]) for detail in found}
     for key, group in [*zip(GROUPS, GROUPS, strict=True), ("regime.head_optimizer", "optimizer")]:
         lines += argument_errors(key, group, value_at(plain, key), missing)
+        slot = key if key == group else f"{group}@{key}"
+        name, choice = value_at(plain, f"{key}.name"), choices.get(slot)
+        if name != choice and {str(name), choice} <= shipped(group).keys():
+            lines.append(
+                f"{key}.name: is the name of a choice and does not select it: this is {slot}={choice}. "
+                f"Received: {name!r}. Type: {slot}={name}"
+            )
     for key, value in leaves(plain, ""):
         if type(value) is int and value >= BOUND and not any(line.startswith(f"{key}:") for line in lines):
             lines.append(f"{key}: must be less than {BOUND}. Received: {value}")
