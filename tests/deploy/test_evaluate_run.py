@@ -168,6 +168,14 @@ def test_the_output_names_mistakes_and_the_difference_from_validation(
     assert "no image type or outside the folders of classes: 1 files" in printed.err
 
 
+def test_copies_are_named(images: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(images) == 0 and "files are copies" not in capsys.readouterr().out
+    shutil.copy(images / "cats" / "deep" / "40.png", images / "cats" / "deep" / "41.png")
+    assert call(images) == 0
+    expected = "1 of these 9 files are copies of others, such as cats/deep/41.png of cats/deep/40.png: these images"
+    assert expected in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_images_of_the_run_are_recognized_by_content(
     images: Path, call: Call, run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

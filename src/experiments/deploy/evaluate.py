@@ -86,8 +86,22 @@ def evaluate(
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained | earlier]
     whose = "of the run" if trained.issuperset(row.sha256 for row in known) else f"of the run, or {EARLIER}"
-    sentences = known_sentences(report, known, whose) + compare(report, known, validation)
+    sentences = repeated_sentences(report) + known_sentences(report, known, whose) + compare(report, known, validation)
     return Evaluation(report, list(shares), metrics, skipped, sentences)
+
+
+def repeated_sentences(report: Report) -> list[str]:
+    """Return a sentence about duplicates, if there are any; a training data set has none."""
+    first: dict[str, Prediction] = {}
+    repeated = [row for row in report.predictions if first.setdefault(row.sha256, row) is not row]
+    if not repeated:
+        return []
+    original = first[repeated[0].sha256]
+    count = f"{len(repeated)} of these {len(report.predictions)} files are copies of others"
+    return [
+        f"{count}, such as {printable(repeated[0].path)} of {printable(original.path)}: these images count more than "
+        "once, and all intervals are too narrow. Remove the copies."
+    ]
 
 
 def known_sentences(report: Report, known: Sequence[Prediction], whose: str) -> list[str]:
