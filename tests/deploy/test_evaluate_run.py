@@ -165,7 +165,7 @@ def test_the_output_names_mistakes_and_the_difference_from_validation(
         (float(line.split("%")[0]) for line in mistakes), reverse=True
     )
     assert "8 images evaluated, 0 files could not be used" in printed.err
-    assert "no image type or outside the folders of classes: 1 files" in printed.err
+    assert "no image type or outside the folders of classes: 1 file" in printed.err
 
 
 def test_copies_are_named(images: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
