@@ -586,6 +586,13 @@ def test_the_csv_has_every_row(uri: str) -> None:
     assert rows[0]["roc_auc_low"] < rows[0]["roc_auc_high"]
 
 
+def test_the_csv_has_the_metric_and_the_key_that_are_both_called_loss(uri: str) -> None:
+    groups = of(uri, "scratch0", "tuned0").groups
+    trained = [replace(group, params={**group.params, "loss": name}) for group, name in zip(groups, "ab", strict=True)]
+    rows = comparison_text.group_rows(of_groups(trained, "validation"))
+    assert [(row["loss"], row["params.loss"]) for row in rows] == [(0.5, "a"), (0.5, "b")]
+
+
 def command(uri: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`experiments compare`, in a process that tells whether it imported TensorFlow."""
     program = (

@@ -133,6 +133,7 @@ def test_what_makes_other_runs_has_no_outcome(config: Callable[..., Any]) -> Non
     (["--backbone", "vgg17"], "Nearest: model=vgg1"),
     (["--quick", "optimizer.lrr=1"], "Nearest: optimizer.lr"),
     (["--quick", "seed=3"], "seed: the runs have those of --seeds"),
+    (["--quick", "++seed=3"], "seed: the runs have those of --seeds"),
 ])  # fmt: skip
 def test_invalid_arguments_are_reported_before_anything_is_read(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, own_outputs: Path

@@ -136,6 +136,19 @@ def test_an_error_of_several_jobs_is_one_line_with_the_values_that_they_have_in_
     assert {line.strip().partition(":")[0]: line.rpartition("Received: ")[2] for line in lines} == errors
 
 
+def test_an_error_of_rungs_that_set_other_keys_is_one_line(context: HydraContext) -> None:
+    values = [{"regime": "finetune", "regime.unfrozen_blocks": "2"}, {"regime": "finetune"}, {"regime": "scratch"}]
+    jobs = [([f"{key}={value}" for key, value in own.items()], own) for own in values]
+    with pytest.raises(ConfigError, match=r"epochs: must be .*Received: 0$") as error:
+        plan.compose([([*overrides, "epochs=0"], own) for overrides, own in jobs], context, master(context))
+    assert len(str(error.value).splitlines()) == 2
+    with pytest.raises(ConfigError, match=r"epochs: must be .*Received: 0 \(with regime=finetune\)$"):
+        plan.compose(
+            [([*overrides, f"epochs={int(own['regime'] == 'scratch')}"], own) for overrides, own in jobs],
+            context, master(context),
+        )  # fmt: skip
+
+
 def test_a_sweep_has_the_same_name_whatever_runs_it(context: HydraContext) -> None:
     def name(*overrides: str, data: str = "a") -> str:
         unfolded = plan.grid(plan.parse(overrides, context))

@@ -58,7 +58,8 @@ class Comparison:
 
         The columns are `label`, `runs`, `run_ids`, `images`, every metric with the bounds of its 95 % interval
         (`accuracy`, `accuracy_low`, `accuracy_high`), the difference in accuracy from the first row with its interval,
-        the durations in seconds, and the keys in which the configurations differ.
+        the durations in seconds, and the keys in which the configurations differ (`loss` is the metric, `params.loss`
+        the key).
         """
         import pandas as pd
 

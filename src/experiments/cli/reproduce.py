@@ -122,7 +122,7 @@ def planned(arguments: argparse.Namespace) -> list[Job]:
         raise ConfigError(f"--data: there is no such folder or zip file. Received: {arguments.data}")
     if weights and not Path(weights).is_file():
         raise ConfigError(f"--weights: there is no such file. Received: {arguments.weights}")
-    if any(override.startswith("seed=") for override in arguments.overrides):
+    if any(override.lstrip("+").startswith("seed=") for override in arguments.overrides):
         raise ConfigError(f"seed: the runs have those of --seeds. Received: {' '.join(arguments.overrides)}")
     backbone = arguments.backbone or (DRAWN if arguments.quick else reproduction.CLAIMED_FOR)
     jobs: list[Job] = []

@@ -310,5 +310,6 @@ def group_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "only_first_right": found and found.only_a, "only_this_right": found and found.only_b,
             "images_needed": found and found.needed, "seconds": group.seconds, "epoch_seconds": group.epoch_seconds,
         }  # fmt: skip
-        rows.append(row | {key: values[at] for key, values in differing.items()})
+        # The key `loss` has the name of a metric.
+        rows.append(row | {f"params.{key}" if key in row else key: values[at] for key, values in differing.items()})
     return rows

@@ -213,7 +213,7 @@ def _with_values(wrong: Mapping[str, Sequence[Mapping[str, str]]], jobs: int) ->
     """
     lines = []
     for line, found in wrong.items():
-        common = {key: value for key, value in found[0].items() if all(other[key] == value for other in found)}
+        common = {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)}
         own = line.partition(":")[0]
         about = format_values({key: value for key, value in (common or found[0]).items() if key != own})
         lines.append(line if len(found) == jobs > 1 or not about else f"{line} (with {about})")
