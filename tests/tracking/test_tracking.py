@@ -628,7 +628,7 @@ def test_evaluations_of_a_run_are_not_uploaded_with_its_files(away: tuple[Any, s
     (folder / "evaluations" / "later").mkdir(parents=True)
     for name in ("evaluations/later/metrics.json", "metrics.json", "training_features.npz"):
         (folder / name).write_text("{}")
-    upload.log_files(run_id, folder, {})
+    upload.log_files(client, run_id, folder, {})
     assert [file.path for file in client.list_artifacts(run_id)] == ["metrics.json"]
 
 

@@ -30,8 +30,8 @@ def main() -> None:
         raise ConfigError(f"{run.name}: was not tracked, so MLflow's registry cannot hold it. Use experiments export")
     if queries.logged_model(uri, run.run_id) is None:
         model = run.model()
-        with connection.client(uri, f"run {run.run_id}: its model cannot be logged"):
-            model_logging.log_model(run.run_id, model, run.classes)
+        with connection.client(uri, f"run {run.run_id}: its model cannot be logged") as client:
+            model_logging.log_model(client, run.run_id, model, run.classes)
     version = model_logging.register(uri, run.run_id, name, alias)
     where = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     print(f"{run.name} is version {version} of {name}" + (f", and its {alias}" if alias else ""))

@@ -283,14 +283,12 @@ def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFact
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """Return for each group the texts key=value that distinguish it from the others, with as few keys as possible."""
-    keys = list(configuration(groups))
-    keys.sort(
-        key=lambda key: (
-            key == FINGERPRINT, CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key
-        )
-    )  # fmt: skip
+
+    def order(key: str) -> tuple[bool, int, int, str]:
+        return key == FINGERPRINT, CHOICES.index(key) if key in CHOICES else len(CHOICES), key.count("."), key
+
     distinctive: list[str] = []
-    for key in keys:
+    for key in sorted(configuration(groups), key=order):
         if _distinct(groups, [*distinctive, key]) > _distinct(groups, distinctive):
             distinctive.append(key)
     named = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -77,6 +77,19 @@ def split_key(arguments: Sequence[str], key: str) -> tuple[list[str], list[str]]
     return values, [word for word in arguments if not word.startswith(f"{key}=")]
 
 
+def spelled(override: Override) -> list[str]:
+    """Return one override for each value that an override has; raise ConfigError for an interval."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{key}: a grid needs single values, and an interval has no end of them. Received: {override.input_line}. "
+            "Use choice or range, or sweep.search=random or tpe"
+        )
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
 def as_typed(key: str, text: str) -> str | None:
     """Return the shell argument that sets a key to a text; None if the key is invalid, so that quoting does not help.
 
@@ -122,9 +135,7 @@ def implies_folder(overrides: Sequence[str], config_dir: str | Path | None = Non
             return False
         # Only presets bring a choice of data, and presets are choices of the groups that have no slot of their own.
         presets = [
-            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if override.is_discrete_sweep()
-            else [str(override.input_line)]
+            spelled(override)
             for override in parsed
             if override.key_or_group not in GROUPS
             and any((Path(folder) / override.key_or_group).is_dir() for folder in (CONF, config_dir) if folder)

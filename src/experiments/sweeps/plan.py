@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from experiments.config import credentials, messages, validation
 from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective
-from experiments.config.overrides import quoted
+from experiments.config.overrides import quoted, spelled
 from experiments.config.schema import GROUPS, Config
 from experiments.errors import ConfigError
 from experiments.runs.active_run import AUTO
@@ -155,19 +155,6 @@ def deferred(overrides: Sequence[str]) -> list[str]:
         and "." in override.key_or_group
         and override.key_or_group.partition(".")[0] in GROUPS
     ]
-
-
-def spelled(override: Override) -> list[str]:
-    """Return one override for each value that an override has; raise ConfigError for an interval."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    key = override.get_key_element()
-    if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"{key}: a grid needs single values, and an interval has no end of them. Received: {override.input_line}. "
-            "Use choice or range, or sweep.search=random or tpe"
-        )
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def grid(overrides: Sequence[Override]) -> list[Combination]:

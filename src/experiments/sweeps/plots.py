@@ -141,16 +141,10 @@ def parallel(scored: Sequence[Candidate], keys: Sequence[str], objective: str) -
         low, span = min(where), max(where) - min(where) or 1.0
         heights.append([(place - low) / span for place in where])
         for place, text in ticks:
-            behind = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1}
             axes.text(
-                at + 0.02,
-                (place - low) / span,
-                literal(short(text)),
-                fontsize=SMALL,
-                va="center",
-                bbox=behind,
-                zorder=5,
-            )
+                at + 0.02, (place - low) / span, literal(short(text)), fontsize=SMALL, va="center", zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
         axes.axvline(at, color=QUIET, linewidth=0.8)
     for line in zip(*heights, strict=True):
         axes.plot(range(len(columns)), line, color=colormaps["viridis"](line[-1]), alpha=0.8, zorder=line[-1])

@@ -26,8 +26,7 @@ JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_
 def read(folder: Path) -> dict[str, Any]:
     """Return the content of sweep.json, or an empty dictionary if there is none."""
     path = folder / SWEEP
-    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-    return content
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
 def find(named: str) -> Path:

@@ -184,9 +184,7 @@ def known_runs(config: Config, identities: set[str], finished: Mapping[str, RunF
         elif own not in latest or (done and facts.get("ended", 0) > latest[own]):
             if done:
                 latest[own] = facts.get("ended", 0)
-            known[own] = {
-                "status": status, "folder": str(folder), "run_id": run_id, "threads": facts.get("threads")
-            }  # fmt: skip
+            known[own] = {"status": status, "folder": str(folder), "run_id": run_id, "threads": facts.get("threads")}
     for identity in identities & set(finished):
         if known.get(identity, {}).get("status") != Status.FINISHED:
             tracked = finished[identity]

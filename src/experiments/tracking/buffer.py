@@ -40,7 +40,7 @@ class TrackingBuffer:
         self.run_id, self.folder, self.keeps = run_id, folder, keeps
         self.waiting = read(folder) if run_id is not None else []
         self.model: keras.Model | None = None  # the model for the message MODEL
-        self.reason: str | None = None  # why the last attempt failed
+        self.reason = "tracking=none" if keeps else None  # why the last attempt failed
         self.next_try = time.monotonic()
         self.kept = 0.0  # the time when the file was last written
 
@@ -75,12 +75,7 @@ class TrackingBuffer:
         if self.run_id is None:
             return
         began = time.monotonic()
-        if self.keeps:
-            self.reason = "tracking=none"
-            if not points or began - self.kept > SEND_EVERY:
-                self.keep()
-            return
-        if not last and began < self.next_try and (points or self.reason):
+        if self.keeps or (not last and began < self.next_try and (points or self.reason)):
             if self.reason and (not points or began - self.kept > SEND_EVERY):
                 self.keep()
             return

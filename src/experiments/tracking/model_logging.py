@@ -17,6 +17,7 @@ from experiments.tracking import connection
 
 if TYPE_CHECKING:
     import keras
+    from mlflow import MlflowClient
 
 NAME = "model"  # runs:/ID/model
 # The requirements are listed here because MLflow would infer them in a process that imports everything again.
@@ -32,13 +33,11 @@ INPUT = (
 )
 
 
-def log_model(run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
+def log_model(client: MlflowClient, run_id: str, model: keras.Model, classes: Sequence[str]) -> None:
     """Log the whole model for mlflow.keras.load_model and `mlflow models serve`, replacing earlier ones of this run."""
-    import mlflow
     from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model
 
-    client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     # mlflow.keras.log_model does the same, but only for the active run.

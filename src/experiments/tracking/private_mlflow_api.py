@@ -32,8 +32,7 @@ def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags with those that MLflow adds to an active run: user, program, commit."""
     from mlflow.tracking.context.registry import resolve_tags
 
-    resolved: dict[str, str] = resolve_tags(dict(tags))
-    return resolved
+    return dict(resolve_tags(dict(tags)))
 
 
 def table_tag(names: Iterable[str]) -> tuple[str, str]:

@@ -72,9 +72,9 @@ def upload(folder: Path, message: Message, model: keras.Model | None) -> None:
             # One input stands for all splits, because MLflow does not store a second input with the same digest.
             log_data(client, run_id, content, "training")
         case Kind.ARTIFACTS:
-            log_files(run_id, folder, content)
+            log_files(client, run_id, folder, content)
         case Kind.MODEL:
-            model_logging.log_model(run_id, model or kept_model(folder), content)
+            model_logging.log_model(client, run_id, model or kept_model(folder), content)
         case Kind.END:
             if content["failure"]:
                 client.set_tag(run_id, "failure", content["failure"])
@@ -98,14 +98,11 @@ def log_data(client: MlflowClient, run_id: str, data: Mapping[str, str], context
     client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
 
-def log_files(run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
+def log_files(client: MlflowClient, run_id: str, folder: Path, tables: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """Log all files of the run directory except LOCAL, and tables in the format of mlflow.log_table.
 
     mlflow.log_table itself would append to an existing table.
     """
-    import mlflow
-
-    client = mlflow.MlflowClient()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and inside.parts[0] not in LOCAL and not path.name.startswith("."):  # no temporary files

@@ -13,8 +13,8 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from experiments.config.identity import REPEATS
+from experiments.config.overrides import spelled
 from experiments.errors import ConfigError
-from experiments.sweeps import plan
 from experiments.sweeps.plan import Combination
 
 RUNS = 100  # a trial's jobs are numbered from 100 times its own number on; a single job has the trial's number
@@ -187,10 +187,10 @@ def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda 
                     f"{key}: every trial is run with each of its values, so they must be single ones: a,b,c or "
                     f"range(start,stop). Received: {override.input_line}"
                 )
-            repeats.append(list(dict.fromkeys(plan.spelled(override))))
+            repeats.append(list(dict.fromkeys(spelled(override))))
         else:
             found = dimension(override, default(key))
-            parts += [found] if found else plan.spelled(override)
+            parts += [found] if found else spelled(override)
     made = Space(parts, list(itertools.product(*repeats)))
     if not made.dimensions:
         raise ConfigError(
