@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.api.sweep import Sweep
 from experiments.cli import summarize
 from experiments.errors import ConfigError
 from experiments.evaluation.statistics import Interval, score_interval
@@ -376,6 +377,16 @@ def test_the_summary_of_a_sweep_whose_outputs_were_moved_is_logged_to_the_store_
     there.touch()
     run_verb(summarize, folder)
     assert stores == [here, f"sqlite:///{there}"]
+
+
+def test_the_swept_key_loss_stands_beside_the_objective_loss(folder: Path) -> None:
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(about | {"objective": "loss"}))
+    add(folder, 0, {"loss": "focal"}, right(60))
+    summary_files.write_summary(folder)
+    (row,) = Sweep(folder).summary.to_dict("records")
+    assert row["params.loss"] == "focal" and row["loss"] == pytest.approx(0.4)
+    assert row["loss_low"] < 0.4 < row["loss_high"] and row["jobs"] == [0]
 
 
 def test_without_a_finished_job_there_is_no_winner(folder: Path) -> None:

@@ -53,18 +53,19 @@ class Sweep:
     def summary(self) -> pd.DataFrame:
         """The candidates, the best first: combinations of values, over whose seeds and folds the scores are averaged.
 
-        The columns are the swept keys (text), the objective with the bounds of its 95 % interval (`accuracy`,
-        `accuracy_low`, `accuracy_high`), `runs`, `seconds` (of a run) and `jobs` (their numbers).
+        The columns are the swept keys (text; `loss` is `params.loss` beside the objective of that name), the objective
+        with the bounds of its 95 % interval (`accuracy`, `accuracy_low`, `accuracy_high`), `runs`, `seconds` (of a run)
+        and `jobs` (their numbers).
         """
-        from experiments.sweeps import summary
+        from experiments.sweeps import summary, summary_files
 
         about, rows = summary.read(self.folder)
         name = about["objective"]
         return display.frame([
-            {**candidate.values, name: candidate.score, f"{name}_low": candidate.interval.low,
-             f"{name}_high": candidate.interval.high, "runs": len(candidate.rows), "seconds": candidate.seconds,
-             "jobs": [row.number for row in candidate.rows]}
-            for candidate in summary.candidates(rows, name, about.get("repeats", 1))
+            {f"params.{key}" if key == name else key: value for key, value in found.values.items()}
+            | found.interval.columns(name)
+            | {"runs": len(found.rows), "seconds": found.seconds, "jobs": [row.number for row in found.rows]}
+            for found in summary_files.standing(about, rows).ranked
         ])  # fmt: skip
 
     @property
