@@ -367,7 +367,8 @@ def test_the_summary_of_a_sweep_whose_outputs_were_moved_is_logged_to_the_store_
 ) -> None:
     stores: list[str] = []
     monkeypatch.setattr(summary_runs, "end_sweep", lambda uri, *_: stores.append(uri))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", here := f"sqlite:///{tmp_path}/here.db")
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     there = tmp_path / "there.db"
     config = {"tracking": {"uri": f"sqlite:///{there}"}}
     about = json.loads((folder / "sweep.json").read_text()) | {"parent": "an id", "config": config}
@@ -376,7 +377,7 @@ def test_the_summary_of_a_sweep_whose_outputs_were_moved_is_logged_to_the_store_
     run_verb(summarize, folder)
     there.touch()
     run_verb(summarize, folder)
-    assert stores == [here, f"sqlite:///{there}"]
+    assert stores == [f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{there}"]
 
 
 def test_the_swept_key_loss_stands_beside_the_objective_loss(folder: Path) -> None:

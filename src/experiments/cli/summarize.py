@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from experiments.cli.arguments import exit_on_error
 from experiments.errors import ConfigError
@@ -26,7 +27,7 @@ def main() -> None:
     from experiments.config.credentials import revealed
     from experiments.sweeps import summary_files
     from experiments.sweeps.terminal import show_summary
-    from experiments.system.paths import tracking_uri
+    from experiments.system.paths import STORE, default_outputs, sqlite_uri
     from experiments.system.progress import PlainConsole
     from experiments.system.redaction import is_concealed
     from experiments.tracking import connection
@@ -44,5 +45,6 @@ def main() -> None:
                 f"{folder.name}: the summary is written, but not logged: the password of {uri} is not "
                 "kept in a sweep's folder. Set MLFLOW_TRACKING_URI to the whole address"
             )
-        store = tracking_uri() if connection.missing(uri) else uri  # outputs/ may have been moved, with the store in it
-        end_sweep(store, about["parent"], folder, summary["metrics"], status)
+        if connection.missing(uri):  # outputs/ was moved, with the store in it
+            uri = sqlite_uri(Path(default_outputs()) / STORE)
+        end_sweep(uri, about["parent"], folder, summary["metrics"], status)
