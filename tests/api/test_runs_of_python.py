@@ -20,7 +20,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from mlflow.utils import autologging_utils
+from PIL import Image, ImageFile
 
 import experiments as ex
 from experiments.api.process import executing, unchanged_libraries
@@ -51,7 +52,7 @@ def one_home(
 def page(drawn: Path, outputs: Path, draw_nothing: Callable[..., None]) -> dict[str, Any]:
     """The names that the examples of docs/notebooks.md define; all but those of a sweep, which start processes.
 
-    A setting of Keras that would shorten every run has no effect on them, and is as it was afterwards.
+    What a notebook has set of Keras, Pillow and MLflow has no effect on them, and is as it was afterwards.
     """
     text = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
     examples = [
@@ -62,11 +63,16 @@ def page(drawn: Path, outputs: Path, draw_nothing: Callable[..., None]) -> dict[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPERIMENTS_HOME", str(outputs))
         draw_nothing(patch)
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
         keras.config.set_max_epochs(1)
+        mlflow.tensorflow.autolog()
+        before = state()
         for example in examples:
             exec(compile(example.replace("PATH", str(drawn)), "docs/notebooks.md", "exec"), names)
-        assert keras.config.max_epochs() == 1
-    keras.config.set_max_epochs(None)
+        assert state() == before
+        assert not mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db").search_runs(["0"]), "autologging has logged"
+        mlflow.tensorflow.autolog(disable=True)
+        keras.config.set_max_epochs(None)
     return names
 
 
@@ -193,7 +199,8 @@ def state() -> list[Any]:
         name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
     }  # fmt: skip
     of_keras = keras.config.dtype_policy().name, keras_settings.current()
-    return [process, handlers, logs, of_keras, tracking, gc.isenabled()]
+    autologs = not autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+    return [process, handlers, logs, of_keras, ImageFile.LOAD_TRUNCATED_IMAGES, tracking, autologs, gc.isenabled()]
 
 
 @pytest.mark.parametrize("overrides, keys, message", [

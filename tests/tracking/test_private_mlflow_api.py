@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow.utils import mlflow_tags
+from mlflow.utils import autologging_utils, mlflow_tags
 
 from experiments.tracking import private_mlflow_api, view
 
@@ -77,3 +77,11 @@ def test_the_ui_reads_the_keys_of_the_shared_view() -> None:
     scripts = Path(mlflow.__file__).parent / "server/js/build/static/js"
     text = "".join(path.read_text(encoding="utf-8") for path in scripts.glob("*.js"))
     assert {key for key in keys if key not in text} == set()
+
+
+def test_autologging_is_off_in_the_block_and_on_again_after_the_outermost() -> None:
+    with private_mlflow_api.without_autologging():
+        with private_mlflow_api.without_autologging():
+            assert autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+        assert autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+    assert not autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED

@@ -19,10 +19,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import PIL.ImageFile
+
 from experiments.errors import ConfigError, DataError
 from experiments.system import keras_settings, paths, redaction, signals
 from experiments.system.private_api import open_log_handlers, without_hydra
-from experiments.tracking import connection
+from experiments.tracking import connection, private_mlflow_api
 from experiments.train import RAISES, error_text
 
 _free = threading.Lock()  # held while a command is executed
@@ -95,18 +97,21 @@ def _unchanged_process() -> Iterator[None]:
 
 @contextmanager
 def unchanged_libraries() -> Iterator[None]:
-    """Restore after the block what the whole process shares: Keras's settings, MLflow's store, log handlers, garbage.
+    """Restore after the block what the whole process shares.
 
-    All public functions and methods that load a library or read a tracking store need it.
+    It is Keras's and Pillow's settings, MLflow's store and autologging, log handlers, and the garbage collector. All
+    public functions and methods that load a library or read a tracking store need it.
     """
     before = sys.modules["keras"].config.dtype_policy() if "keras" in sys.modules else None
     settings, frozen = keras_settings.current(), gc.get_freeze_count()
+    truncated = PIL.ImageFile.LOAD_TRUNCATED_IMAGES
     try:
-        with connection.unchanged(), open_log_handlers():
+        with connection.unchanged(), private_mlflow_api.without_autologging(), open_log_handlers():
             yield
     finally:
         if keras := sys.modules.get("keras"):
             keras_settings.restore(settings)
             keras.config.set_dtype_policy(before or keras.config.floatx())
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = truncated
         if not frozen:
             gc.unfreeze()  # `quiet_start` has frozen the user's objects, too, which may become garbage

@@ -17,6 +17,7 @@ from io import BufferedReader
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.ImageFile
 from PIL import Image, TiffImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -103,6 +104,7 @@ def decoding(content: bytes, settings: DecoderSettings = DEFAULTS) -> Iterator[D
 
     All threads together decode no more at a time than fits into `MEMORY`, so resize the image within the block.
     """
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False  # a notebook may have set it: damaged images would be filled with gray
     with _translated() as collected:
         _check_bytes(len(content))
         file = parse(content)

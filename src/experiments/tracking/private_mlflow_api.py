@@ -8,7 +8,9 @@ schema in `migrations`; the same tests cover both.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 # The tables and columns of MLflow's database that contain absolute addresses of files.
 ADDRESS_COLUMNS = (
@@ -38,3 +40,14 @@ def context_tags(tags: Mapping[str, str]) -> dict[str, str]:
 def table_tag(names: Iterable[str]) -> tuple[str, str]:
     """Return the name and the value of the tag by which the UI finds a run's tables; mlflow.log_table sets it."""
     return "mlflow.loggedArtifacts", json.dumps([{"path": name, "type": "table"} for name in names])
+
+
+@contextmanager
+def without_autologging() -> Iterator[None]:
+    """Switch off `mlflow.autolog` in the block: it would log what a run trains a second time, as a run of its own."""
+    loaded = sys.modules.get("mlflow.utils.autologging_utils")  # without it, autologging is not on
+    if loaded is None or loaded._AUTOLOGGING_GLOBALLY_DISABLED:  # an inner block would switch it on again at its end
+        yield
+        return
+    with loaded.disable_autologging():
+        yield
