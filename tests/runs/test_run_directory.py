@@ -17,7 +17,7 @@ from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
 from experiments.runs.predictions import Prediction
-from experiments.runs.run_directory import CURVES, FACTS, METRICS, RunDirectory
+from experiments.runs.run_directory import CURVES, FACTS, MANIFEST, METRICS, RunDirectory
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, Status
 
@@ -32,6 +32,27 @@ def test_predictions_are_read_as_they_were_written_from_a_file_and_from_a_table(
     assert predictions.from_rows(predictions.to_rows(predictions.to_table([CAT, DOG]))) == [CAT, DOG]
     with pytest.raises(FileNotFoundError):
         directory.predictions("test")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, METRICS, "predictions_validation.csv"])
+def test_files_that_are_damaged_or_saved_by_a_spreadsheet_are_named(name: str, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_predictions("validation", [CAT, DOG])
+    directory.write_metrics({"validation.loss": 0.5, "validation.accuracy": 0.75})
+    images = [
+        {"split": "train", "path": f"{at}.png", "class_name": "a", "label": 0, "sha256": "1", "mode": "RGB"}
+        for at in range(9)
+    ]
+    directory.write_images(images, [], [], [])
+    read = {MANIFEST: directory.images, METRICS: directory.metrics}.get(
+        name, lambda: directory.predictions("validation")
+    )
+    whole = (tmp_path / name).read_bytes()
+    assert read()
+    for content in (b"", whole[: len(whole) // 2], whole[:-9], whole.replace(b",", b";"), b"\xff" + whole):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=f"{name}: is not as this program has written it"):
+            read()
 
 
 def test_metrics_count_only_for_the_finished_run_of_the_identity(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Trained:
 
     def images(self, split: str | None = None, most: int | None = None) -> list[dict[str, str]]:
         """Return the rows of its manifest, as of `data.manifest.to_rows`; at most `most`, evenly spread."""
-        rows = [row for row in read_rows(self.manifest) if split in (None, row["split"])]
+        rows = [row for row in RunDirectory(self.manifest.parent).images() if split in (None, row["split"])]
         if most is None or len(rows) <= most:
             return rows
         return [rows[at] for at in np.linspace(0, len(rows) - 1, most).astype(int)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,18 @@ def job_directory(sweep: Path, number: int, folder: Path, identity: str) -> RunD
     return None
 
 
+@contextlib.contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Raise ConfigError for what reading a file raises that is damaged, or that another program has changed."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: is not as this program has written it ({type(error).__name__}: {error}). It is damaged, or "
+            "another program, such as a spreadsheet, has saved it. Restore it from a copy"
+        ) from None
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files in a run's directory; each is read or written when a method is called."""
@@ -188,10 +200,10 @@ class RunDirectory:
         """Return the final metrics, named split.metric.
 
         Raises:
-            OSError, ValueError: the file cannot be read, or is damaged.
+            OSError, ConfigError: the file cannot be read, or is damaged.
         """
-        metrics: dict[str, float] = json.loads((self.folder / METRICS).read_bytes())
-        return metrics
+        with as_written(self.folder / METRICS):
+            return dict(json.loads((self.folder / METRICS).read_bytes()))
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         atomic_files.write_json(self.folder / METRICS, dict(metrics))
@@ -201,8 +213,13 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: the run was not evaluated on them.
+            ConfigError: the file is damaged.
         """
-        return predictions.from_rows(read_rows(self.folder / predictions_file(split)))
+        path = self.folder / predictions_file(split)
+        with as_written(path):
+            if found := predictions.from_rows(read_rows(path)):
+                return found
+            raise ValueError("it has no rows")
 
     def has_predictions(self, split: str) -> bool:
         """Return whether the run was evaluated on a split, and its predictions are still there."""
@@ -231,8 +248,12 @@ class RunDirectory:
         atomic_files.write_file(self.folder / CONFIG, text.encode())
 
     def images(self) -> list[dict[str, str]]:
-        """Return the rows of MANIFEST, with the columns of `data.manifest.to_rows`."""
-        return read_rows(self.folder / MANIFEST)
+        """Return the rows of MANIFEST, with the columns of `data.manifest.to_rows`; ConfigError if it is damaged."""
+        with as_written(self.folder / MANIFEST):
+            rows = read_rows(self.folder / MANIFEST)
+            if not rows or "split" not in rows[0] or None in rows[-1].values():
+                raise ValueError("it lacks rows or columns")
+            return rows
 
     def write_images(
         self, images: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, str]],
