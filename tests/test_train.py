@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from experiments.__main__ import VERBS
+from experiments.config.hydra_errors import explain
 from experiments.system import paths
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,12 @@ WRONG = {
     "epochs=1,2": ["epochs=1,2: several values are a sweep: add -m", "A list: 'epochs=[1,2]'"],
     "nonsense": ["nonsense: not an override", "KEY=VALUE"],
 }
+
+
+def test_an_error_of_code_beside_hydra_is_no_wrong_choice() -> None:
+    with pytest.raises(TypeError) as caught:
+        len(5)  # type: ignore[arg-type]
+    assert explain(caught.value, ["regime=mine", "model=[1,2]"]) is None
 
 
 def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: Path, drive: Drive) -> None:

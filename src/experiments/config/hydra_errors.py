@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
         group, _, choice = name.partition("/") if name.startswith("data/") else name.rpartition("/")
         return format_errors([_no_choice(group, choice, error.options)])
     is_refused = isinstance(error, ValueError) and str(error).startswith("Config group override")
-    if is_refused or isinstance(error, TypeError):
+    place = "".join(frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:])
+    if is_refused or (isinstance(error, TypeError) and place.endswith("hydra/_internal/defaults_list.py")):
         # For a choice that is no text (regime=5, regime=null, regime=[1]), Hydra names neither group nor choices.
         given = [(name.partition("@")[0], value) for name, value in map(_split, overrides)]
         wrong = [(name, value, sorted(shipped(name))) for name, value in given if name and (CONF / name).is_dir()]
