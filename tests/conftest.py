@@ -256,7 +256,7 @@ def blank_figures(patch: pytest.MonkeyPatch) -> None:
     for name, function in vars(plots).items():
         if inspect.isfunction(function) and function.__annotations__.get("return") == "Figure":
             patch.setattr(plots, name, lambda *arguments, **options: blank)
-    patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (8, 8)).save(path, "PNG"))
+    patch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("L", (8, 8)).save(file, "PNG"))
     patch.setattr(run_figures, "augmented_sample", lambda *arguments: blank)
     patch.setattr(run_report, "differing", lambda run: None)
 

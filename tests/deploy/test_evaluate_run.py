@@ -84,7 +84,7 @@ def run(tmp_path: Path) -> SimpleNamespace:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, run: SimpleNamespace) -> Call:
     """The command on that run; its exit code."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(b""))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b""))
     monkeypatch.setattr(saved_run, "find", lambda named, uri: run)
 
     def start(*arguments: str | Path) -> int:

@@ -112,6 +112,19 @@ def test_everything_drawn_lies_on_the_figure_and_no_global_state_changes(draw: C
     assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
 
 
+@pytest.mark.parametrize("name", ["curves", "confusion", "grid"])
+def test_a_style_of_the_user_changes_no_figure(name: str) -> None:
+    """Such as that of a notebook after `plt.style.use("dark_background")`, or of a matplotlibrc."""
+    expected = [figure_style.save_figure(EVERY_FIGURE[name](), kind) for kind in ("png", "svg")]
+    others = {
+        "text.color": "white", "axes.facecolor": "black", "font.size": 30, "savefig.bbox": "tight", "text.usetex": True,
+        "savefig.facecolor": "red", "image.cmap": "jet", "svg.hashsalt": "other", "font.family": "monospace",
+    }  # fmt: skip
+    with matplotlib.rc_context(others):
+        assert [figure_style.save_figure(EVERY_FIGURE[name](), kind) for kind in ("png", "svg")] == expected
+        assert matplotlib.rcParams["text.color"] == "white"
+
+
 def test_curves_mark_where_the_phase_changes() -> None:
     figure = plots.learning_curves(history(("head", 3), ("finetune", 5)))
     assert changes(figure) == [2.5]  # between step 2, the last of the head, and step 3

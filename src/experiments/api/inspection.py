@@ -63,9 +63,9 @@ class Inspected:
 
     @cached_property
     def _png(self) -> bytes | None:
-        from experiments.reports.page import save_figure
+        from experiments.reports.figure_style import save_figure
 
-        return save_figure(self._inspection.draw(), "png") if self._inspection.draw else None
+        return save_figure(self._inspection.draw()) if self._inspection.draw else None
 
     def __repr__(self) -> str:
         from experiments.inspection.inspection import show

@@ -17,6 +17,7 @@ from experiments.comparison.class_differences import ClassComparison
 from experiments.comparison.comparison import Comparison, Disagreement, GroupPrediction, disagreements
 from experiments.errors import ConfigError
 from experiments.reports import page
+from experiments.reports.figure_style import save_figure
 from experiments.runs.location import folder_of
 from experiments.runs.run_directory import FIGURES, REPORT
 from experiments.storage import atomic_files
@@ -60,7 +61,7 @@ def write(
     files: dict[str, bytes] = {
         "comparison.html": html.encode(),
         "comparison.md": markdown(comparison, values, shown, list(drawn)).encode(),
-        **{f"{FIGURES}/{name}.png": page.save_figure(figure, "png") for name, figure in drawn.items()},
+        **{f"{FIGURES}/{name}.png": save_figure(figure) for name, figure in drawn.items()},
     }
     for name, bytes_of_file in files.items():
         atomic_files.write_file(folder / name, bytes_of_file)

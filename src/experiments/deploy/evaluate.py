@@ -24,6 +24,7 @@ from experiments.errors import DataError
 from experiments.evaluation.calibration import TEMPERATURE, confidence_metrics
 from experiments.evaluation.evaluate import Report, percent, report_on
 from experiments.evaluation.per_class import class_columns
+from experiments.reports.figure_style import save_figure
 from experiments.reports.figures import report_figures
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import RunDirectory
@@ -179,7 +180,7 @@ def write(evaluation: Evaluation, run: Trained, labelled: LabelledFiles, image_s
         directory.write_images([], [{"path": issue.path, "reason": issue.text} for issue in evaluation.skipped], [], [])
         directory.figures.mkdir()
         for name, figure in report_figures(report, pixels_of).items():
-            figure.savefig(directory.figures / f"{name}.png", dpi=100)
+            (directory.figures / f"{name}.png").write_bytes(save_figure(figure))
         os.rename(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

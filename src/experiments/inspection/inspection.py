@@ -14,7 +14,7 @@ from experiments.config.identity import run_identity
 from experiments.config.schema import Config
 from experiments.deploy.saved_run import Trained
 from experiments.errors import ConfigError
-from experiments.reports.page import save_figure
+from experiments.reports.figure_style import save_figure
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
 from experiments.system.progress import PlainConsole

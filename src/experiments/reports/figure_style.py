@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import unicodedata
 import warnings
@@ -29,8 +30,14 @@ TITLE, TEXT, SMALL = 11, 10, 9  # font sizes: titles; axes; ticks, legends and t
 # Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters would not help.
 warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 
+# Settings of matplotlib that are not of the style, and stay as they are; so does the backend.
+NOT_STYLE = (
+    "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.", "toolbar", "webagg",
+)  # fmt: skip
+# Matplotlib's own style, whatever the user's matplotlibrc or plt.style.use says, with these changes.
 STYLE = matplotlib.rc_context(
-    {
+    {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)}
+    | {
         "figure.dpi": 100,
         "figure.facecolor": "white",
         "figure.constrained_layout.w_pad": 0.1,
@@ -54,6 +61,7 @@ STYLE = matplotlib.rc_context(
         "legend.frameon": False,
         "legend.fontsize": SMALL,
         "lines.linewidth": 1.8,
+        "svg.hashsalt": "experiments",  # for ids that are the same in every file
     }
 )
 
@@ -66,6 +74,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@STYLE
+def save_figure(figure: Figure, kind: str = "png", dpi: int = 100) -> bytes:
+    """Return the content of a figure's file, reproducibly: without a date, and with fixed ids in SVG."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    return file.getvalue()
 
 
 def short(name: str, most: int = 22) -> str:

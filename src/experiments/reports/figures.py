@@ -12,6 +12,7 @@ from experiments.data.input_pipeline import image_batches
 from experiments.data.types import Dataset, ImageSet
 from experiments.evaluation.evaluate import Report
 from experiments.reports import plots
+from experiments.reports.figure_style import save_figure
 from experiments.training.types import EpochRecord, RunComponents
 
 
@@ -28,7 +29,7 @@ def save_figures(
         if images.split in reports:
             drawn |= report_figures(reports[images.split], rows_of(images))
     for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=100)
+        (folder / f"{name}.png").write_bytes(save_figure(figure))
 
 
 def report_figures(report: Report, pixels_of: Callable[[list[int]], np.ndarray]) -> dict[str, Figure]:

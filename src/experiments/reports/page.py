@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
-import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.errors import DataError
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings
+from experiments.reports.figure_style import save_figure
 from experiments.storage.csv_files import recorded_path
 from experiments.system.redaction import visible
 
@@ -52,14 +52,6 @@ def _split_interval(cell: str) -> tuple[str, str] | None:
 
 def base64_text(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def save_figure(figure: Figure, kind: str, dpi: int = 100) -> bytes:
-    """Return the content of a figure's file, reproducibly: without a date, and with fixed ids in SVG."""
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "experiments"}):
-        figure.savefig(file, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
 
 
 def svg(figure: Figure) -> str:

@@ -23,6 +23,7 @@ from experiments.reports.figure_style import (
     log_scale,
     name_ticks,
     new_figure,
+    save_figure,
     short,
     wrapped,
 )
@@ -65,7 +66,7 @@ def draw(
             panel.axhline(baseline, color=QUIET, linestyle="--", linewidth=1, label="most frequent class")
             legend_above(panel)
     for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=100)
+        (folder / f"{name}.png").write_bytes(save_figure(figure))
 
 
 def legend_above(panel: Axes) -> None:
