@@ -285,6 +285,21 @@ def test_folds_are_one_group_that_is_evaluated_on_all_their_images(uri: str) -> 
     assert sentences(comparison)[-1] == "To test the setting: give every row the same folds and seeds."
 
 
+def test_folds_that_share_images_are_of_changed_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more image moves most of the others to another fold."""
+    folds = [RunFacts(f"f{at}", f"f{at}", BASE | {"data.fold": str(at), "seed": "0"}, {}, {}) for at in range(2)]
+
+    def predictions(uri: str, run: RunFacts, split: str) -> list[Prediction]:
+        files = [f"{at}.jpg" for at in (range(3) if run is folds[0] else range(2, 5))]
+        return [Prediction(file, file, "cats", "cats", 0.9, True, {}) for file in files]
+
+    monkeypatch.setattr(comparison_module, "read_predictions", predictions)
+    monkeypatch.setattr(comparison_module, "read_curves", lambda uri, run: [])
+    with pytest.raises(ConfigError, match=r"^f0 and f1: are runs of two folds, but both were validated with 2\.jpg: "):
+        comparison_module.gather("", folds, "validation")
+    assert len(comparison_module.gather("", folds, "test")) == 2
+
+
 def test_runs_on_other_images_are_compared_unpaired_and_named_so(uri: str) -> None:
     comparison = of(uri, "scratch0", "elsewhere")
     found = comparison.differences[1]

@@ -15,6 +15,7 @@ import numpy as np
 from experiments.comparison.groups import Scores, gather_scores, metric_interval
 from experiments.comparison.significance import Difference, compare_runs
 from experiments.config.schema import LOWEST
+from experiments.data.issues import printable
 from experiments.errors import ConfigError
 from experiments.evaluation.evaluate import IMAGE_METRICS, METRICS, Baseline, image_score, majority_baseline
 from experiments.evaluation.statistics import Interval, roc_auc_interval
@@ -274,11 +275,26 @@ def _evaluated_group(uri: str, params: Mapping[str, str], runs: Sequence[RunFact
     for run in first.values():
         predictions = {(row.sha256, row.label): row for row in read_predictions(uri, run, split)}
         evaluated.append(EvaluatedRun(run, predictions, tuple(read_curves(uri, run))))
+    _check_folds(evaluated)
     group = Group(params, tuple(evaluated), tuple(run for run in runs if run is not first[repeat_of(run)]))
     if len(group.images) < 2:
         names = ", ".join(run.name for run in group.runs)
         raise ConfigError(f"{names}: runs that differ in their seed only were evaluated on other {split} images")
     return group
+
+
+def _check_folds(evaluated: Sequence[EvaluatedRun]) -> None:
+    """Raise ConfigError if two folds have images in common: an image more or less in the data changes all folds."""
+    seen: dict[tuple[str, Key], EvaluatedRun] = {}
+    for run in evaluated:
+        for key, row in run.predictions.items():
+            other = seen.setdefault((repeat_of(run.facts)[0], key), run)
+            if other is not run:
+                raise ConfigError(
+                    f"{other.facts.name} and {run.facts.name}: are runs of two folds, but both were validated with "
+                    f"{printable(row.path)}: images were added or removed between them. Compare folds of the same "
+                    "images, as a sweep over data.fold trains them"
+                )
 
 
 def labels(groups: Sequence[Group]) -> list[tuple[str, ...]]:
