@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -116,7 +117,7 @@ def test_everything_drawn_lies_on_the_figure_and_no_global_state_changes(draw: C
 def test_a_style_of_the_user_changes_no_figure(name: str) -> None:
     """Such as that of a notebook after `plt.style.use("dark_background")`, or of a matplotlibrc."""
     expected = [figure_style.save_figure(EVERY_FIGURE[name](), kind) for kind in ("png", "svg")]
-    others = {
+    others: Any = {
         "text.color": "white", "axes.facecolor": "black", "font.size": 30, "savefig.bbox": "tight", "text.usetex": True,
         "savefig.facecolor": "red", "image.cmap": "jet", "svg.hashsalt": "other", "font.family": "monospace",
     }  # fmt: skip
