@@ -53,12 +53,12 @@ def run_of(drawn: Path, folder: Path, resize: Resize = "squash", precision: str 
         }
         for path in sorted(drawn.glob("*/*/*.jpg"))
     ]  # fmt: skip
-    write_rows(folder / "images.csv", rows)
+    write_rows(folder / "manifest.csv", rows)
     plain: dict[str, Any] = {
         "data": {"root": str(drawn), "resize": resize}, "runtime": {"precision": precision},
         "regime": {"name": "scratch"}, "model": {"name": "convnet"},
     }  # fmt: skip
-    return Trained("tiny", None, None, folder, folder / "images.csv", plain, {"validation.temperature": 1.5}, {})
+    return Trained("tiny", None, None, folder, folder / "manifest.csv", plain, {"validation.temperature": 1.5}, {})
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_format_that_cannot_express_a_network_is_named_with_the_layer(
     run, model = run_of(drawn, tmp_path), network(Spectrum(name="spectrum"))
     with pytest.raises(ConfigError, match=rf"{name} cannot express .*: its layers spectrum \(Spectrum\)"):
         export.export(run, model, export.sample(run, SIZE, 4), tmp_path / "exported", [name])
-    assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
 
 
 def test_networks_of_other_precision_go_to_keras_and_saved_model_alone(drawn: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(
     with pytest.raises(KeyboardInterrupt):
         export.export(run, model, images, folder, ["keras"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "manifest.csv"]
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(
@@ -227,16 +227,16 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
     monkeypatch.setitem(export_formats.FORMATS, "keras", export_formats.FORMATS["keras"]._replace(read=meanwhile))
     with pytest.raises(ConfigError, match="other is there already. Give another one"):
         export.export(run, model, images, tmp_path / "other", ["keras"], overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "images.csv", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "manifest.csv", "other"]
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine"]
-    with pytest.raises(ConfigError, match=r"--output: .*images.csv is a file"):
+    with pytest.raises(ConfigError, match=r"--output: .*manifest.csv is a file"):
         export_formats.check_output(run.manifest / "exported", overwrite=True)
 
 
 def test_a_file_is_compared_by_its_own_classes_with_the_model_and_with_the_labels(drawn: Path, tmp_path: Path) -> None:
     given, expected = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    found = export.compare(run_of(drawn, tmp_path), tmp_path / "images.csv", given, expected, np.array([0, 1, 0]))
-    assert (found.file, found.size) == ("images.csv", (tmp_path / "images.csv").stat().st_size)
+    found = export.compare(run_of(drawn, tmp_path), tmp_path / "manifest.csv", given, expected, np.array([0, 1, 0]))
+    assert (found.file, found.size) == ("manifest.csv", (tmp_path / "manifest.csv").stat().st_size)
     assert found.difference == pytest.approx(0.6) and (found.same, found.accuracy) == (2 / 3, 2 / 3)
     assert export.compare(run_of(drawn, tmp_path), None, given, expected, np.array([0, 1, 1])).accuracy == 1
 
