@@ -56,6 +56,7 @@ WRONG = {
     "+optimizer.momentm=1": ["optimizer.momentm: nothing reads", "Received: 1", "Nearest: optimizer.momentum."],
     "+model.head.dropot=1": ["model.head.dropot: nothing reads", "Received: 1", "Nearest: model.head.dropout."],
     "tags.question=why": ["tags.question: a new key needs a plus", "Received: 'why'", "Allowed: +tags.question=why"],
+    "tags={question:why}": ["tags.question: a new key needs a plus", "Allowed: +tags={question:why}"],
     "optimizer.lr=${sed}": ["optimizer.lr: ", "'sed' not found"],
     "data=folder": ["data.root: no value", "data.root=..."],
     "epochs=1,2": ["epochs=1,2: several values are a sweep: add -m", "A list: 'epochs=[1,2]'"],

@@ -163,6 +163,11 @@ def test_another_data_source_beside_data_root_is_an_error() -> None:
         composing.read(["data=synthetic", "data.root=/x"])
 
 
+def test_a_folder_of_choices_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config-dir: there is no such folder\. Received: .*/nowhere"):
+        composing.read([], tmp_path / "nowhere")
+
+
 def test_train_and_its_sweeps_get_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--cfg", "job", "epochs=2", "data.root=/x"]
     assert with_data_source(command) == ["--cfg", "job", "data=folder", "epochs=2", "data.root=/x"]

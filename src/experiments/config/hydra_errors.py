@@ -120,7 +120,7 @@ def _no_choice(group: str, received: str, choices: Sequence[str]) -> str:
 def _unknown(cause: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     key, received = str(cause.full_key), _received(str(cause.full_key), overrides)
     if is_known_key(key):
-        into = received if received.startswith(f"{key}.") else f"{key}={received}"
+        into = received if received in overrides else f"{key}={received}"
         return f"{key}: a new key needs a plus. Received: {received!r}. Allowed: +{into}"
     parent: Any = cause.parent_node
     received = literal(received)
@@ -142,11 +142,14 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _received(key: str, overrides: Sequence[str]) -> str:
-    """Return the value that the command line gives a key, or the override of a key below it; else an empty text."""
+    """Return the value that the command line gives a key, or the override of a key below it, or of a mapping above it.
+
+    If there is none, the text is empty.
+    """
     for override in overrides:
         name, value = _split(override)
         if name == key:
             return value
-        if name.startswith(f"{key}."):
+        if name.startswith(f"{key}.") or (key.startswith(f"{name}.") and value.startswith("{")):
             return override
     return ""
