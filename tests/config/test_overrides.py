@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,14 @@ def test_a_yaml_file_with_an_error_is_named(tmp_path: Path) -> None:
         (tmp_path / "data" / "mine.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r'A YAML file cannot be read: .*data/mine\.yaml", line 2, column 1'):
             composing.read(["data=mine"], tmp_path)
+
+
+def test_a_missing_folder_of_choices_is_refused(tmp_path: Path) -> None:
+    for overrides in (["model=mine"], ["epochs=3"]):
+        with pytest.raises(ConfigError, match=f"^--config-dir: there is no such folder. Received: {tmp_path}/none$"):
+            composing.read(overrides, tmp_path / "none")
+    with warnings.catch_warnings(action="error"):
+        assert not implies_folder(["data.root=/x", "experiment=mine"], tmp_path / "none")
 
 
 # --- data.root alone

@@ -116,7 +116,12 @@ def compose_config(
     """Compose the configuration of a command line, also within a Hydra job, whose Hydra is set aside meanwhile.
 
     `config_dir` and `config_name` are Hydra's options of these names; `options` are those of `hydra.compose`.
+
+    Raises:
+        ConfigError: `config_dir` is no folder.
     """
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir: there is no such folder. Received: {config_dir}")
     place = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     with without_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose(config_name, [*overrides, *place], **options)
