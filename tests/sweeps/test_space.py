@@ -105,3 +105,9 @@ def test_corners_have_every_choice_and_both_ends() -> None:
         {"a": "x", "b": "1", "seed": "0"}, {"a": "y", "b": "1", "seed": "0"}, {"a": "z", "b": "1", "seed": "0"},
         {"a": "x", "b": "9", "seed": "0"}, {"a": "x", "b": "1", "seed": "1"},
     ]  # fmt: skip
+
+
+def test_a_fraction_of_every_interval_of_numbers_shows_whether_its_key_takes_them() -> None:
+    assert over("a=x,y", "b=interval(1,9)").fractions() is None
+    found = over("a=x,y", "b=interval(1,9)", "c=interval(1.0,5.0)", "d=range(0.5,2,0.5)").fractions()
+    assert found is not None and found[1] == {"a": "x", "b": "1", "c": "2.5279", "d": "0.5"}

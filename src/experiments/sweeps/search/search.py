@@ -36,6 +36,8 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     pruning.need_optuna(sweeper.master)
     search_space = space(overrides, lambda key: OmegaConf.select(sweeper.master, key, default=None))
     probes = plan.compose(list(search_space.corners()), sweeper.context, sweeper.master)
+    if between := search_space.fractions():
+        plan.compose([between], sweeper.context, sweeper.master)  # raises what its trials would end with
     configs = [job.config for job in probes]
     setup = sweeper.set_up(configs)
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.

@@ -52,6 +52,13 @@ class Dimension:
         """The values that are validated before anything starts: every choice, or both ends of a range."""
         return list(self.choices) or [self.spelled(self.distribution.low), self.spelled(self.distribution.high)]
 
+    @property
+    def fraction(self) -> str | None:
+        """A number between the ends of an interval that is not whole; None where all values are whole or listed."""
+        if self.choices or self.values or isinstance(low := self.distribution.low, int):
+            return None
+        return self.spelled(low + (self.distribution.high - low) * 0.381966)
+
     def __str__(self) -> str:
         if self.choices:
             return f"{self.key}  one of {', '.join(self.choices)}"
@@ -171,6 +178,13 @@ class Space:
                 yield self.job({**first, dimension.key: value}, self.repeats[0])
         for repeat in self.repeats[1:]:
             yield self.job(first, repeat)
+
+    def fractions(self) -> Combination | None:
+        """Return a run with every `Dimension.fraction`, which a key of whole numbers refuses; None if there is none."""
+        if not any(dimension.fraction for dimension in self.dimensions):
+            return None
+        values = {dimension.key: dimension.fraction or dimension.ends[0] for dimension in self.dimensions}
+        return self.job(values, self.repeats[0])
 
 
 def space(overrides: Sequence[Override], default: Callable[[str], Any] = lambda key: None) -> Space:
