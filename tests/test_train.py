@@ -41,7 +41,7 @@ WRONG = {
         "Nearest: reg",
     ],
     "experiment=tutoral_scratch": ["experiment: no such choice", "Nearest: experiment=tutorial_scratch."],
-    "model=[1,2]": ["model: no such choice", "Received: '[1,2]'", "Allowed: convnet, "],
+    "model=[1,2]": ["model=[1,2]: a list of choices would mix them", "Each in turn: -m model=1,2"],
     "optimizer@regime.head_optimizer=[null]": ["optimizer: no such choice", "Allowed: adagrad, adam"],
     "model.name=vgg16": ["model.name: ", "does not select it: this is model=convnet", "Type: model=vgg16"],
     "regime.head_optimizer.name=sgd": ["head_optimizer=adamw_head.", "Type: optimizer@regime.head_optimizer=sgd"],

@@ -35,6 +35,10 @@ from experiments.errors import ConfigError
         (["ckpt_path=/a/last.ckpt"], "ckpt_path=/a/last.ckpt: an interrupted run goes on with resume=RUN"),
         (["logger=csv"], "logger=csv: every run writes curves.csv"),
         (["+experiment=demo"], "+experiment=demo: experiment=demo, without the plus"),
+        (
+            ["model=[vgg16,convnet]"],
+            "a list of choices would mix them. One choice: model=NAME. Each in turn: -m model=vgg16",
+        ),
     ],
 )
 def test_the_equivalent_is_named(command: list[str], line: str) -> None:
@@ -56,7 +60,7 @@ def test_all_are_named_in_one_error() -> None:
     [
         ["epochs=3", "optimizer.lr=0.1", "experiment=demo", "~schedule", "+tags.question=x"],
         ["-m", "seed=0,1", "--cfg", "job", "--resolve"],
-        ["--config-dir", "mine", "+experiment=own", "logger=csv"],  # choices of the user's own
+        ["--config-dir", "mine", "+experiment=own", "logger=csv", "model=[vgg16,mine]"],  # choices of the user's own
         ["resume=20261129-121932"],
     ],
 )

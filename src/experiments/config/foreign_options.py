@@ -89,5 +89,8 @@ def _equivalent(override: str) -> str | None:
     if key in KEYS:
         equivalent = shlex.quote(f"{KEYS[key]}={value}")
         return f"{key}: nothing reads this key. Received: {value!r}. Nearest: {KEYS[key]}. Type: {equivalent}"
+    if key in GROUPS and value.startswith("["):  # Hydra would merge the files of all of these choices
+        alternatives = shlex.quote(f"{key}={value.strip('[]')}")
+        return f"{override}: a list of choices would mix them. One choice: {key}=NAME. Each in turn: -m {alternatives}"
     is_added = override.startswith("+") and not override.startswith("++") and key in (*GROUPS, "experiment")
     return f"{override}: {key}={value}, without the plus" if is_added and value in shipped(key) else None
