@@ -59,7 +59,8 @@ WRONG = {
     "tags={question:why}": ["tags.question: a new key needs a plus", "Allowed: +tags={question:why}"],
     "optimizer.lr=${sed}": ["optimizer.lr: ", "'sed' not found"],
     "data=folder": ["data.root: no value", "data.root=..."],
-    "epochs=1,2": ["epochs=1,2: several values are a sweep: add -m", "A list: 'epochs=[1,2]'"],
+    "epochs=1,2": ["epochs=1,2: several values are a sweep: add -m"],
+    "data.classes=a,b": ["several values are a sweep: add -m", "A list: 'data.classes=[a,b]'"],
     "nonsense": ["nonsense: not an override", "KEY=VALUE"],
 }
 

@@ -67,6 +67,9 @@ def test_what_is_shown_is_what_works(
         ("data.root=[a", "A list ends with ], and what is special in it is quoted, too. As text it is typed:"),
         ("notes=a,b", "several values are a sweep: add -m. One text: 'notes=\"a,b\"'. A list: 'notes=[a,b]'"),
         ("optimizer=adam,sgd", "optimizer=adam,sgd: several values are a sweep: add -m"),
+        ("seed=0,1", "seed=0,1: several values are a sweep: add -m"),
+        ("optimizer.lr=1e-3,1e-4", "optimizer.lr=1e-3,1e-4: several values are a sweep: add -m"),
+        ("data.classes=a,b", "add -m. One text: 'data.classes=\"a,b\"'. A list: 'data.classes=[a,b]'"),
         ("notes", "notes: not an override that Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY"),
     ],
 )
@@ -75,8 +78,8 @@ def test_hydras_errors_say_what_to_type(override: str, line: str, config: Callab
         config(override)
     text = explain(caught.value, [override])
     assert text is not None and line in text
-    if "sgd" in override:
-        assert "One text" not in text, "a choice is no text"
+    if "sgd" in override or "1" in override:
+        assert "One text" not in text and "A list" not in text, "a choice and a number are neither"
 
 
 @pytest.mark.parametrize(

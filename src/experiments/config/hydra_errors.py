@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.choices import shipped
-from experiments.config.messages import format_errors, is_known_key, nearest_hint, unknown_key
+from experiments.config.messages import format_errors, is_known_key, is_number, nearest_hint, unknown_key
 from experiments.config.overrides import as_typed, leaves, literal
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
@@ -106,7 +106,7 @@ def _several(override: str) -> str:
     """Return the message for an override with several values on a command line without -m."""
     key, _, value = override.partition("=")
     line = f"{override}: several values are a sweep: add -m"
-    if (CONF / key.lstrip("+").partition("@")[0]).is_dir():
+    if (CONF / key.lstrip("+").partition("@")[0]).is_dir() or is_number(key.lstrip("+")):
         return line
     return f"{line}. One text: {as_typed(key, value)}. A list: {shlex.quote(f'{key}=[{value}]')}"
 

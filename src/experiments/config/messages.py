@@ -64,6 +64,12 @@ def is_node(key: str) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in _types_at(key.split("."), Config))
 
 
+def is_number(key: str) -> bool:
+    """Return whether the schema accepts nothing but a number or a boolean at a key, or null."""
+    types = _types_at(key.split("."), Config)
+    return bool(types) and set(types) <= {int, float, bool, type(None)}
+
+
 def _types_at(path: Iterable[str | int], root: Any) -> list[Any]:
     """Return the types that the schema allows at a path of keys below a type, the members of unions one by one."""
     types = [root]
