@@ -447,3 +447,12 @@ def test_a_winner_over_folds_is_compared_with_the_baseline_of_all_their_images(f
     baseline: Any = candidate.baseline
     assert baseline == ("cat", pytest.approx(19 / 36))
     assert "always predicting 'cat' (52.8 %)" in " ".join(summary_files.write_summary(folder)["sentences"])
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "0/job.json"])
+def test_a_damaged_record_of_a_sweep_is_named(name: str, folder: Path) -> None:
+    add(folder, 0, {"a": "1"}, right(60))
+    summary.read(folder)
+    (folder / name).write_text((folder / name).read_text()[:40])
+    with pytest.raises(ConfigError, match=f"{folder / name}: is not as this program has written it"):
+        summary.read(folder)

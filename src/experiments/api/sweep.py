@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from experiments.api.process import executing
 from experiments.api.run import Run
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
+from experiments.runs.run_directory import read_json
 from experiments.sweeps.sweep_directory import SUMMARY
 from experiments.sweeps.sweeper import Sweeper
 from experiments.train import expand
@@ -36,7 +36,7 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        self._summary: dict[str, Any] = json.loads((folder / SUMMARY).read_bytes())
+        self._summary: dict[str, Any] = read_json(folder / SUMMARY)
         self.objective: str = self._summary["objective"]
         self.sentences: list[str] = self._summary["sentences"]
         self.failures: list[str] = self._summary["failures"]

@@ -61,6 +61,24 @@ class _Facts(BaseModel):
     identity: str = ""
 
 
+@contextlib.contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Raise ConfigError for what reading a file raises that is damaged, or that another program has changed."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: is not as this program has written it ({type(error).__name__}: {error}). It is damaged, or "
+            "another program, such as a spreadsheet, has saved it. Restore it from a copy"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file of this program; raise ConfigError if it is damaged."""
+    with as_written(path):
+        return dict(json.loads(path.read_bytes()))
+
+
 def weights_file(name: str) -> str:
     """Return the name of a file in WEIGHTS: that of the "head", of the "backbone", or of its "unfrozen" part."""
     return f"{name}.weights.h5"
@@ -79,7 +97,7 @@ def classes_of(images: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
 
 def job_records(sweep: Path) -> list[dict[str, Any]]:
     """Return the job records in a sweep's directory, in the order of the jobs' numbers."""
-    found = [json.loads(path.read_bytes()) for path in sweep.glob(f"[0-9]*/{JOB}")]
+    found = [read_json(path) for path in sweep.glob(f"[0-9]*/{JOB}")]
     return sorted(found, key=lambda job: int(job["number"]))
 
 
@@ -98,18 +116,6 @@ def job_directory(sweep: Path, number: int, folder: Path, identity: str) -> RunD
             if place.finished(identity) is not None:
                 return place
     return None
-
-
-@contextlib.contextmanager
-def as_written(path: Path) -> Iterator[None]:
-    """Raise ConfigError for what reading a file raises that is damaged, or that another program has changed."""
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: is not as this program has written it ({type(error).__name__}: {error}). It is damaged, or "
-            "another program, such as a spreadsheet, has saved it. Restore it from a copy"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ class RunDirectory:
 
     def _fetched(self) -> dict[str, str]:
         path = self.folder / FETCHED
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def write_fetched(self, files: Mapping[str, bytes], identity: str, run_id: str) -> None:
         """Write files that were fetched of a finished run on another machine, by name, and then FETCHED."""
@@ -202,8 +208,7 @@ class RunDirectory:
         Raises:
             OSError, ConfigError: the file cannot be read, or is damaged.
         """
-        with as_written(self.folder / METRICS):
-            return dict(json.loads((self.folder / METRICS).read_bytes()))
+        return read_json(self.folder / METRICS)
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         atomic_files.write_json(self.folder / METRICS, dict(metrics))

@@ -24,7 +24,7 @@ from experiments.evaluation.evaluate import IMAGE_METRICS, Baseline, image_score
 from experiments.evaluation.statistics import UNKNOWN, Interval
 from experiments.reports.text import format_score
 from experiments.runs.candidate_runs import without_repeats
-from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file
+from experiments.runs.run_directory import CONFIG, RunDirectory, job_directory, predictions_file, read_json
 from experiments.sweeps import sweep_directory
 from experiments.sweeps.plan import Place, format_values, is_folded
 from experiments.sweeps.sweep_directory import JOB, SWEEP, records
@@ -128,7 +128,7 @@ def read_jobs(folder: Path, objective: str) -> list[Row]:
 
 @functools.cache
 def _read_job(path: Path, written: int, metric: str) -> Row:
-    return _row(json.loads(path.read_bytes()), path.parent, "validation", metric)
+    return _row(read_json(path), path.parent, "validation", metric)
 
 
 def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.runs import run_directory
-from experiments.runs.run_directory import RunDirectory
+from experiments.runs.run_directory import RunDirectory, read_json
 from experiments.sweeps.launchers import processes
 from experiments.sweeps.plan import Job
 from experiments.system.paths import default_outputs
@@ -26,7 +25,7 @@ JOB, SWEEP, records = run_directory.JOB, run_directory.SWEEP, run_directory.job_
 def read(folder: Path) -> dict[str, Any]:
     """Return the content of sweep.json, or an empty dictionary if there is none."""
     path = folder / SWEEP
-    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def find(named: str) -> Path:
@@ -37,7 +36,7 @@ def find(named: str) -> Path:
             return folder.resolve()
     known = sorted(sweeps.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
     for path in known:
-        if json.loads(path.read_bytes())["parent"] == named:
+        if read_json(path).get("parent") == named:
             return path.parent
     latest = ", ".join(path.parent.name for path in known[-5:]) or "none"
     raise ConfigError(
@@ -161,7 +160,7 @@ def owner(folder: Path) -> str | None:
     if facts.get("identity"):
         return str(facts["identity"])
     if (folder / JOB).exists():  # the run ended before its data were read, and recorded no identity itself
-        recorded = json.loads((folder / JOB).read_bytes()).get("identity")
+        recorded = read_json(folder / JOB).get("identity")
         if recorded != "":  # a job that has failed before its identity was known has no run
             return str(recorded or "")
     return "" if facts or (folder / run_directory.METRICS).exists() else None
