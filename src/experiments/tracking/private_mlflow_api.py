@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # The tables and columns of MLflow's database that contain absolute addresses of files.
 ADDRESS_COLUMNS = (
@@ -24,7 +24,8 @@ PARENT_RUN = "mlflow.parentRunId"
 
 def preload() -> None:
     """Import the modules that a run will need; MLflow itself imports them only when they are first used."""
-    import git  # noqa: F401  MLflow uses it to find a run's commit.
+    with suppress(ImportError):  # it raises this on machines without git, where MLflow does without the commit
+        import git  # noqa: F401  MLflow uses it to find a run's commit.
     import mlflow.artifacts
     import mlflow.store.db.utils
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
