@@ -63,6 +63,11 @@ WRONG = {
     "data.classes=a,b": ["several values are a sweep: add -m", "A list: 'data.classes=[a,b]'"],
     "nonsense": ["nonsense: not an override", "KEY=VALUE"],
 }
+NOT_THERE = {
+    ("data.root=no images",): "data.root does not exist",
+    ("data=csv", "data.labels=labels.csv"): "data.labels does not exist",
+    ("regime=bottleneck", "model.weights=my.weights.h5"): "model.weights: no such file",
+}
 
 
 def test_an_error_of_code_beside_hydra_is_no_wrong_choice() -> None:
@@ -81,6 +86,10 @@ def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: P
         assert "Traceback" not in answer["err"]
         assert answer["seconds"] < 5
     assert not set(HEAVY) & set(modules), "TensorFlow, Keras and MLflow are not for telling a typo"
+    reported, modules = drive("experiments.train", [list(command) for command in NOT_THERE], tmp_path)
+    for answer, (command, text) in zip(reported, NOT_THERE.items(), strict=True):
+        assert answer["code"].startswith(text), command
+    assert not set(HEAVY) & set(modules)
     assert not list(tmp_path.rglob("*")), "a wrong configuration leaves no run folder"
 
 

@@ -10,12 +10,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments.config import credentials, unused, validation
-from experiments.errors import ConfigError
+from experiments.config import credentials, targets, unused, validation
+from experiments.config.schema import Config
+from experiments.errors import ConfigError, DataError
+from experiments.models.weights_files import check_file
 from experiments.runs import continuation
 from experiments.runs.active_run import check_vacant
 
 SWEEPER = "hydra_plugins.experiments.Sweeper"
+# Data sources that look at folders and names alone, which takes no time.
+LOCAL_SOURCES = tuple(
+    f"experiments.data.sources.{name}" for name in ("csv_labels.csv_labels", "filenames.filenames", "folder.folder")
+)
 
 
 class ValidateBeforeRun(Callback):
@@ -38,8 +44,9 @@ class ValidateBeforeRun(Callback):
             if checked.resume is None:
                 continuation.check(checked)
                 unused.check_weights([checked], config.hydra.overrides.task)
+                check_inputs(checked)
             check_vacant(Path(folder), checked)
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             raise SystemExit(str(error)) from None
         finally:
             HydraConfig.instance().cfg = before
@@ -55,3 +62,13 @@ class ValidateBeforeRun(Callback):
                 "hydra/sweeper: must be experiments, which plans a sweep's jobs and runs them as planned. Leave it "
                 f"out. For a search: sweep.search=random or tpe. Received: {target}"
             )
+
+
+def check_inputs(config: Config) -> None:
+    """Raise ConfigError or DataError, before TensorFlow is imported, for images or weights that are not there."""
+    if config.data.target in LOCAL_SOURCES:
+        source = targets.resolve(config.trusted_packages, "data", config.data.target)
+        targets.construct("data", source, config.data.arguments | {"cache": config.cache})
+    weights = str(config.model.weights)
+    if "model.weights" not in config.regime.ignores and weights.endswith((".h5", ".keras")):
+        check_file(Path(weights).expanduser(), "model.weights")
