@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -34,36 +35,44 @@ warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 NOT_STYLE = (
     "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.", "toolbar", "webagg",
 )  # fmt: skip
-# Matplotlib's own style, whatever the user's matplotlibrc or plt.style.use says, with these changes.
-STYLE = matplotlib.rc_context(
-    {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)}
-    | {
-        "figure.dpi": 100,
-        "figure.facecolor": "white",
-        "figure.constrained_layout.w_pad": 0.1,
-        "figure.constrained_layout.h_pad": 0.1,
-        "font.size": TEXT,
-        "axes.titlesize": TITLE,
-        "axes.titlelocation": "left",
-        "axes.labelsize": TEXT,
-        "axes.edgecolor": QUIET,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": cycler(color=PALETTE),
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.8,
-        "xtick.color": "#444444",
-        "ytick.color": "#444444",
-        "xtick.labelsize": SMALL,
-        "ytick.labelsize": SMALL,
-        "legend.frameon": False,
-        "legend.fontsize": SMALL,
-        "lines.linewidth": 1.8,
-        "svg.hashsalt": "experiments",  # for ids that are the same in every file
-    }
-)
+DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)}
+OURS = {
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "font.size": TEXT,
+    "axes.titlesize": TITLE,
+    "axes.titlelocation": "left",
+    "axes.labelsize": TEXT,
+    "axes.edgecolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.frameon": False,
+    "legend.fontsize": SMALL,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "experiments",  # for ids that are the same in every file
+}
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """Use matplotlib's own style with OURS, whatever the user's matplotlibrc or `plt.style.use` says."""
+    of_user = {key: value for key, value in DEFAULTS.items() if matplotlib.rcParams[key] != value}
+    with matplotlib.rc_context(of_user | OURS):
+        yield
+
+
+STYLE = _style()  # a decorator
 
 # Up to this number of lines, a legend fits inside the axes and the palette has enough colours.
 MOST_IN_LEGEND = 7
