@@ -109,7 +109,8 @@ def more_seeds(comparison: Comparison) -> str:
     seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
     likes = [as_typed("like", run_id) or f"like={run_id}" for run_id in single[:2]]
     shown = [f"python -m experiments.train -m {like} seed={seeds} sweep.final=false" for like in likes]
-    more = f" (and so on for the {len(single) - 2} further rows)" if len(single) > 2 else ""
+    further = {0: "", 1: " (and so on for the further row)"}
+    more = further.get(len(single[2:]), f" (and so on for the {len(single) - 2} further rows)")
     return f"{' and '.join(shown)}{more}, then compare all runs (experiments compare RUN ... --sweep SWEEP ...)."
 
 

@@ -35,8 +35,10 @@ warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 NOT_STYLE = (
     "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.", "toolbar", "webagg",
 )  # fmt: skip
-DEFAULTS = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)}
-OURS = {
+DEFAULTS: dict[Any, Any] = {
+    key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)
+}
+OURS: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
     "figure.constrained_layout.w_pad": 0.1,
