@@ -17,6 +17,7 @@ from PIL import Image
 from pillow_heif import from_pillow
 
 from experiments.config import composing
+from experiments.config.targets import build_source
 from experiments.data.issues import DataIssue
 from experiments.data.listing import ListedImage, is_litter
 from experiments.data.sources.filenames import filenames
@@ -24,7 +25,6 @@ from experiments.data.splitting import draw_fold, draw_splits
 from experiments.data.types import Manifest
 from experiments.deploy import predict
 from experiments.errors import DataError
-from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 
 FRACTIONS = {"train": 0.75, "validation": 0.25, "test": 0.0}

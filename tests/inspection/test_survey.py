@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.config.schema import Config
+from experiments.config.targets import build_source
 from experiments.data.types import NearDuplicatePair
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import data, near_duplicates
-from experiments.regimes.build import build_source
 from experiments.run import read_manifest
 
 Read = Callable[..., Config]

@@ -32,8 +32,6 @@ def whole(overrides: Sequence[str], folder: Path | None = None) -> Composed:
 
     `folder` is that of the user's own choices (`--config-dir`), if any. Errors are those of `train`, as ConfigError.
     """
-    if folder and not folder.is_dir():
-        raise ConfigError(f"--config-dir: there is no such folder. Received: {folder}")
     source = ["data=folder"] if implies_folder(overrides, folder) else []
     try:
         composed = compose_config([*source, *overrides], folder, return_hydra_config=True)

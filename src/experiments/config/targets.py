@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.config import messages
+from experiments.config.schema import Config
 from experiments.errors import ConfigError, DataError
 
 APPLICATIONS = "keras.applications."
@@ -100,6 +102,12 @@ def construct(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {error}{_place(function, error)}") from error
+
+
+def build_source(config: Config) -> Callable[[], Any]:
+    """Return a function of no arguments that provides the data set: its root directory, or a listing of its images."""
+    function = resolve(config.trusted_packages, "data", config.data.target)
+    return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
 
 
 def _place(function: Any, error: Exception) -> str:

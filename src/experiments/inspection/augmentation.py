@@ -10,11 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.config.schema import Config, Limit
+from experiments.config.targets import build_source
 from experiments.data.input_pipeline import image_batches, rng
 from experiments.data.pixel_cache import splits_of
 from experiments.data.types import Dataset
 from experiments.inspection.inspection import Inspection
-from experiments.regimes.build import build_augmentation, build_layers, build_source
+from experiments.regimes.build import build_augmentation, build_layers
 from experiments.reports import plots
 from experiments.run import read_manifest
 from experiments.training import runtime

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from experiments.config.schema import Config
+from experiments.config.targets import build_source
 from experiments.data.issues import DataIssue, printable
 from experiments.data.manifest import fingerprint
 from experiments.data.pixel_cache import open_image
@@ -21,7 +22,6 @@ from experiments.data.types import SPLITS, ImageRecord, Manifest
 from experiments.images.decoder_settings import Resize
 from experiments.inspection import near_duplicates
 from experiments.inspection.inspection import Inspection
-from experiments.regimes.build import build_source
 from experiments.reports.figure_style import PALETTE, STYLE, literal, short
 from experiments.run import read_manifest
 from experiments.system.progress import plain_table

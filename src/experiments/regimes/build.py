@@ -15,7 +15,7 @@ from experiments import __version__
 from experiments.config import schema
 from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Config
-from experiments.config.targets import construct, parameters_of, resolve
+from experiments.config.targets import build_source, construct, parameters_of, resolve
 from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError
@@ -101,12 +101,6 @@ def backbone_weights(config: Config, file: Path | None) -> str | Path | None:
             config.regime.name,
         )
     return file or config.model.weights
-
-
-def build_source(config: Config) -> Any:
-    """Return a function of no arguments that provides the data set: its root directory, or a listing of its images."""
-    function = resolve(config.trusted_packages, "data", config.data.target)
-    return functools.partial(construct, "data", function, config.data.arguments | {"cache": config.cache})
 
 
 def data_root(config: Config) -> Path:

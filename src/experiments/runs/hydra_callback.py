@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments.config import credentials, targets, unused, validation
+from experiments.config import credentials, unused, validation
 from experiments.config.schema import Config
+from experiments.config.targets import build_source
 from experiments.errors import ConfigError, DataError
 from experiments.models.weights_files import check_file
 from experiments.runs import continuation
@@ -67,8 +68,7 @@ class ValidateBeforeRun(Callback):
 def check_inputs(config: Config) -> None:
     """Raise ConfigError or DataError, before TensorFlow is imported, for images or weights that are not there."""
     if config.data.target in LOCAL_SOURCES:
-        source = targets.resolve(config.trusted_packages, "data", config.data.target)
-        targets.construct("data", source, config.data.arguments | {"cache": config.cache})
+        build_source(config)()
     weights = str(config.model.weights)
     if "model.weights" not in config.regime.ignores and weights.endswith((".h5", ".keras")):
         check_file(Path(weights).expanduser(), "model.weights")
