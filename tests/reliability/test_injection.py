@@ -203,6 +203,7 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is no mapping"),
     "bytes": (bytes(range(256)), "cannot be read"),
     "no YAML": (b"a: [1, 2", "cannot be read"),
+    "cut off": (b"data:\n  name: folder\nmodel:\n  name: vgg", "ends before outputs: it is damaged"),
     "a key that is a mapping": (b"? {a: 1}\n: 2\n", "cannot be read"),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from experiments.runs import predictions
 from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
 from experiments.runs.predictions import Prediction
-from experiments.runs.run_directory import CURVES, FACTS, MANIFEST, METRICS, RunDirectory
+from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, METRICS, RunDirectory
 from experiments.training.checkpoints import Checkpoints, State
 from experiments.training.types import EpochRecord, Status
 
@@ -34,7 +34,7 @@ def test_predictions_are_read_as_they_were_written_from_a_file_and_from_a_table(
         directory.predictions("test")
 
 
-@pytest.mark.parametrize("name", [MANIFEST, METRICS, "predictions_validation.csv"])
+@pytest.mark.parametrize("name", [CONFIG, MANIFEST, METRICS, "predictions_validation.csv"])
 def test_files_that_are_damaged_or_saved_by_a_spreadsheet_are_named(name: str, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_predictions("validation", [CAT, DOG])
@@ -44,12 +44,14 @@ def test_files_that_are_damaged_or_saved_by_a_spreadsheet_are_named(name: str, t
         for at in range(9)
     ]
     directory.write_images(images, [], [], [])
-    read = {MANIFEST: directory.images, METRICS: directory.metrics}.get(
+    directory.write_config("data:\n  name: folder\nseed: 0\noutputs: out\n")
+    read = {MANIFEST: directory.images, METRICS: directory.metrics, CONFIG: directory.config}.get(
         name, lambda: directory.predictions("validation")
     )
     whole = (tmp_path / name).read_bytes()
     assert read()
-    for content in (b"", whole[: len(whole) // 2], whole[:-9], whole.replace(b",", b";"), b"\xff" + whole):
+    damaged = (b"", whole[: len(whole) // 2], whole[:-9], whole.replace(b"," if b"," in whole else b":", b";"))
+    for content in (*damaged, b"\xff" + whole):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=f"{name}: is not as this program has written it"):
             read()

@@ -317,7 +317,9 @@ def test_what_only_jobs_receive_holds_no_password(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_grid_that_a_swept_preset_brings_is_not_dropped(trained: Trained) -> None:
-    presets = ("experiment=above_95,tutorial_finetune", "data.root=/photographs", "sweep.final=false")
+    Path("photographs/cat").mkdir(parents=True)
+    Path("photographs/dog").mkdir()
+    presets = ("experiment=above_95,tutorial_finetune", "data.root=photographs", "sweep.final=false")
     printed = refused(lambda: trained(*presets))
     assert "experiment=above_95" in printed and "model.head.dropout=0.3,0.5,0.7" in printed and not trained.runs
     typed = ("model.head.dropout=0.5", "model.head.l2=0", "regime.unfrozen_blocks=1")
@@ -333,6 +335,10 @@ def test_what_is_no_sweep_gets_a_sentence(trained: Trained, tmp_path: Path) -> N
     assert "hydra/sweeper: must be experiments" in refused(lambda: trained("seed=0,1", "hydra/sweeper=basic"))
     assert "hydra/launcher: must be" in refused(lambda: trained("seed=0,1", "hydra/launcher=basic"))
     assert "outputs and objective: a sweep has one" in refused(lambda: trained("objective=accuracy,loss"))
+    trained.patch.setattr(processes, "run_worker_task", pytest.fail)  # such a process imports TensorFlow
+    assert "data.root does not exist" in refused(lambda: trained("data=folder", "data.root=photos,photographs"))
+    weights = ("regime=bottleneck,finetune", "model.weights=my.weights.h5")
+    assert "model.weights: no such file" in refused(lambda: trained(*weights))
     assert not list(tmp_path.iterdir()) or not trained.runs
 
 

@@ -27,7 +27,7 @@ from experiments.errors import ConfigError
 from experiments.reuse import resume
 from experiments.runs.continuation import KEY
 from experiments.runs.location import local_folder, store_of
-from experiments.runs.run_directory import CONFIG
+from experiments.runs.run_directory import CONFIG, CONFIG_END
 from experiments.system.paths import CONF
 from experiments.system.private_api import get_args_parser
 from experiments.tracking import queries
@@ -171,6 +171,8 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
         raise ConfigError(f"like: {where} cannot be read: {str(error)[:300]}") from None
     if not isinstance(plain, dict):
         raise ConfigError(f"like: {where} is no mapping")
+    if not plain.get(CONFIG_END):
+        raise ConfigError(f"like: {where} ends before {CONFIG_END}: it is damaged. Restore it from a copy")
     return plain
 
 

@@ -11,18 +11,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config import credentials, unused, validation
-from experiments.config.schema import Config
-from experiments.config.targets import build_source
 from experiments.errors import ConfigError, DataError
-from experiments.models.weights_files import check_file
-from experiments.runs import continuation
+from experiments.runs import continuation, inputs
 from experiments.runs.active_run import check_vacant
 
 SWEEPER = "hydra_plugins.experiments.Sweeper"
-# Data sources that look at folders and names alone, which takes no time.
-LOCAL_SOURCES = tuple(
-    f"experiments.data.sources.{name}" for name in ("csv_labels.csv_labels", "filenames.filenames", "folder.folder")
-)
 
 
 class ValidateBeforeRun(Callback):
@@ -45,7 +38,7 @@ class ValidateBeforeRun(Callback):
             if checked.resume is None:
                 continuation.check(checked)
                 unused.check_weights([checked], config.hydra.overrides.task)
-                check_inputs(checked)
+                inputs.check([checked])
             check_vacant(Path(folder), checked)
         except (ConfigError, DataError) as error:
             raise SystemExit(str(error)) from None
@@ -63,12 +56,3 @@ class ValidateBeforeRun(Callback):
                 "hydra/sweeper: must be experiments, which plans a sweep's jobs and runs them as planned. Leave it "
                 f"out. For a search: sweep.search=random or tpe. Received: {target}"
             )
-
-
-def check_inputs(config: Config) -> None:
-    """Raise ConfigError or DataError, before TensorFlow is imported, for images or weights that are not there."""
-    if config.data.target in LOCAL_SOURCES:
-        build_source(config)()
-    weights = str(config.model.weights)
-    if "model.weights" not in config.regime.ignores and weights.endswith((".h5", ".keras")):
-        check_file(Path(weights).expanduser(), "model.weights")

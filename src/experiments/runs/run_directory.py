@@ -27,6 +27,7 @@ from experiments.training.types import EpochRecord, Status
 FACTS = "run.json"  # what the run is, where it began, how it ended
 FETCHED = "fetched.json"  # of a run on another machine: its identity and status
 CONFIG = "config.yaml"  # the configuration as logged
+CONFIG_END = "outputs"  # a key near its end in every version, without which the file has been cut
 MANIFEST = "manifest.csv"  # one row per image
 CURVES = "curves.csv"  # one row per epoch
 METRICS = "metrics.json"
@@ -66,7 +67,7 @@ def as_written(path: Path) -> Iterator[None]:
     """Raise ConfigError for what reading a file raises that is damaged, or that another program has changed."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: is not as this program has written it ({type(error).__name__}: {error}). It is damaged, or "
             "another program, such as a spreadsheet, has saved it. Restore it from a copy"
@@ -246,8 +247,12 @@ class RunDirectory:
         return curves.read(self.folder / CURVES)
 
     def config(self) -> dict[str, Any]:
-        """Return the configuration that the run has logged, as plain values."""
-        return dict(yaml.safe_load((self.folder / CONFIG).read_bytes()))
+        """Return the configuration that the run has logged, as plain values; ConfigError if the file is damaged."""
+        with as_written(self.folder / CONFIG):
+            plain = dict(yaml.safe_load((self.folder / CONFIG).read_bytes()))
+            if not plain.get(CONFIG_END):
+                raise ValueError(f"it ends before {CONFIG_END}")
+            return plain
 
     def write_config(self, text: str) -> None:
         atomic_files.write_file(self.folder / CONFIG, text.encode())

@@ -27,7 +27,7 @@ from experiments.config import credentials, unused
 from experiments.config.identity import REPEATS
 from experiments.config.schema import LOWER_IS_BETTER, LOWEST, Config
 from experiments.errors import ConfigError
-from experiments.runs import continuation
+from experiments.runs import continuation, inputs
 from experiments.runs.candidate_runs import without_repeats
 from experiments.sweeps import plan, rungs, sweep_directory, terminal
 from experiments.sweeps.launchers.scheduler import JobLauncher
@@ -91,6 +91,7 @@ class Sweeper(HydraSweeper):
         for config in configs:
             continuation.check(config)
         unused.check_weights(configs, overrides)
+        inputs.check(configs)
         unused.warn(configs, overrides)
         if common.sweep.search == "grid":
             unused.warn_of_sweep_keys(overrides, "a sweep without sweep.search", unused.SEARCH_KEYS)
