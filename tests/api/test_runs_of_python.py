@@ -335,9 +335,14 @@ def test_parts_are_inspected(run: ex.Run, drawn: Path) -> None:
         ex.inspect("dat")
     with pytest.raises(ex.ConfigError, match="a run is inspected as it was.*Received: epochs"):
         ex.inspect("model", run=run, epochs=3)
-    for part, option, value in (("augmentation", "images", 0), ("data", "images", -1), ("model", "classes", 1)):
-        with pytest.raises(ex.ConfigError, match=rf"inspect: {option} must be a whole number of .*Received: {value}"):
+    for part, option, value in (
+        ("augmentation", "images", 0), ("data", "images", -1), ("model", "classes", 1), ("augmentation", "views", 2.5),
+        ("data", "images", "3"), ("data", "images", None), ("lr", "batches", 9.0),
+    ):  # fmt: skip
+        with pytest.raises(ex.ConfigError, match=rf"inspect: {option} must be a whole number of .*Received: {value!r}"):
             ex.inspect(part, data={"root": drawn}, **dict[str, Any]({option: value}))
+    with pytest.raises(ex.ConfigError, match="inspect: lowest must be a number. Received: 'a'"):
+        ex.inspect("lr", data={"root": drawn}, lowest="a")
     with pytest.raises(
         ex.ConfigError, match=r"mistakes are those of a finished run: ex.inspect\('mistakes', run=RUN\)"
     ):

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from experiments.api.training import checked
 from experiments.config.messages import nearest_hint
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
-from experiments.inspection.parts import OF_RUNS, OPTIONS
+from experiments.inspection.parts import LEAST, OF_RUNS, OPTIONS
 from experiments.runs import candidate_runs
 from experiments.sweeps import sweep_directory
 from experiments.system import signals
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
     from experiments.deploy.saved_run import Trained
     from experiments.inspection.inspection import Inspection
-
-LEAST = {"images": 1, "views": 1, "classes": 2, "count": 1}  # the smallest values of options, as on the command line
 
 
 class Inspected:
@@ -106,11 +105,12 @@ def inspect(
         hint = nearest_hint(part, OPTIONS)
         raise ConfigError(f"inspect: no such part. Received: {part!r}. Allowed: {', '.join(OPTIONS)}{hint}.")
     options = {name: keys.pop(name, default) for name, default in OPTIONS[part].items()}
-    for name in LEAST.keys() & options.keys():
-        if options[name] is not None and options[name] < LEAST[name]:
-            raise ConfigError(
-                f"inspect: {name} must be a whole number of {LEAST[name]} or more. Received: {options[name]}"
-            )
+    for name, default in OPTIONS[part].items():
+        value, least = options[name], LEAST.get(name)
+        if least and value != default and not (isinstance(value, Integral) and int(value) >= least):
+            raise ConfigError(f"inspect: {name} must be a whole number of {least} or more. Received: {value!r}")
+        if isinstance(default, float) and not isinstance(value, Real):
+            raise ConfigError(f"inspect: {name} must be a number. Received: {value!r}")
     if (run is not None or part in OF_RUNS) and (overrides or keys):
         raise ConfigError(
             f"inspect: a run is inspected as it was, without overrides. Received: {', '.join([*overrides, *keys])}"

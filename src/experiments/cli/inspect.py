@@ -18,7 +18,7 @@ from experiments.cli.arguments import (
     positive,
     whole,
 )
-from experiments.inspection.parts import OF_RUNS, OPTIONS
+from experiments.inspection.parts import LEAST, OF_RUNS, OPTIONS
 
 # Each part's module in `inspection` has the same name.
 PARTS = {
@@ -127,19 +127,23 @@ def parse() -> argparse.Namespace:
             help="PNG file (default: inspect/ in outputs, of a run its figures/)",
         )  # fmt: skip
     for name, what in (("augmentation", "rows"), ("data", "of each class")):
-        parts[name].add_argument("--images", "--pictures", type=positive, help=f"{what} (default: %(default)s)")
+        parts[name].add_argument(
+            "--images", "--pictures", type=whole(LEAST["images"]), help=f"{what} (default: %(default)s)"
+        )
     parts["augmentation"].add_argument(
-        "--views", type=positive, help="augmented images in a row (default: %(default)s)"
+        "--views", type=whole(LEAST["views"]), help="augmented images in a row (default: %(default)s)"
     )
     parts["model"].add_argument("--layers", action="store_true", help="print every layer, not only the blocks")
-    parts["model"].add_argument("--classes", type=whole(2), help="of the head (default: the run's, else 2)")
+    parts["model"].add_argument(
+        "--classes", type=whole(LEAST["classes"]), help="of the head (default: the run's, else 2)"
+    )
     lr, mistakes = parts["lr"], parts["mistakes"]
-    lr.add_argument("--batches", type=positive, help="at most (default: %(default)s)")
+    lr.add_argument("--batches", type=whole(LEAST["batches"]), help="at most (default: %(default)s)")
     lr.add_argument("--from", type=rate, dest="lowest", metavar="LR", help="(default: %(default)s)")
     lr.add_argument("--to", type=rate, dest="highest", metavar="LR", help="(default: %(default)s)")
     mistakes.add_argument("--split", choices=("validation", "test"))
-    mistakes.add_argument("--count", type=positive, help="at most (default: %(default)s)")
-    parts["labels"].add_argument("--count", type=positive, help="printed and drawn (default: %(default)s)")
+    mistakes.add_argument("--count", type=whole(LEAST["count"]), help="at most (default: %(default)s)")
+    parts["labels"].add_argument("--count", type=whole(LEAST["count"]), help="printed and drawn (default: %(default)s)")
     for part in (mistakes, parts["labels"]):
         part.add_argument("--data", type=Path, metavar="PATH", help="where the images are now (default: data.root)")
     for name, defaults in OPTIONS.items():

@@ -14,4 +14,5 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mistakes": {"split": "validation", "count": 12, "data": None},
     "labels": {"count": 24, "data": None},
 }
+LEAST = {"images": 1, "views": 1, "classes": 2, "count": 1, "batches": 1}  # the smallest values of whole numbers
 OF_RUNS = ("mistakes", "labels")  # the parts that look at finished runs
