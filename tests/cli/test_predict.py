@@ -180,6 +180,12 @@ def test_a_file_appears_whole_or_not_at_all(
     assert json.loads(output.read_text())["class"] == "cats" and list(output.parent.iterdir()) == [output]
 
 
+def test_an_image_is_not_replaced_by_predictions(files: Path, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (files / "a.png").read_bytes()
+    assert call(files / "b.jpg", "--output", files / "a.png") == 2, "as of --output *, which the shell expands"
+    assert "--output: has the name of an image" in capsys.readouterr().err and (files / "a.png").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--format", "xml"), ("--batch-size", "0"), ("--output", "no/such/folder/x.csv"), ("--output", "."),

@@ -17,6 +17,7 @@ from experiments.config.hydra_errors import explain
 from experiments.config.identity import effective, head_run, logged, run_identity, unlogged_setting
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
+from experiments.images.decoder_settings import DecoderSettings
 from experiments.runs import continuation
 
 Read = Callable[..., Config]
@@ -323,6 +324,14 @@ def test_a_dangling_interpolation_is_a_configuration_fault(config: Read) -> None
     )
 
 
+def test_the_tags_that_a_run_records_itself_are_refused(config: Read) -> None:
+    lines = fault(config, "+tags={threshold: '0.99', version.keras: mine, question: which}")
+    assert lines == [
+        "tags.threshold: a run records a tag of this name itself. Give yours another name. Received: '0.99'",
+        "tags.version.keras: a run records a tag of this name itself. Give yours another name. Received: 'mine'",
+    ]
+
+
 def test_an_interpolation_in_outputs_is_refused(config: Read) -> None:
     (line,) = fault(config, r"outputs='/a/\${b}'")
     assert line == "outputs: must not have ${ in it, which Hydra replaces. Received: /a/${b}"
@@ -454,6 +463,19 @@ def test_settings_from_the_environment_are_known_by_a_hash(config: Read, monkeyp
     assert logged(read(1, rate)) == logged(read(2, rate)), "their values are not logged"
     assert unlogged_setting(read(1, rate)) != unlogged_setting(read(2, rate))
     assert unlogged_setting(read(1, rate)) == unlogged_setting(read(1, rate, "seed=5"))
+
+
+def test_what_a_model_is_used_with_is_logged_even_if_it_came_from_the_environment(
+    config: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HOW": "pad", "SIZE": "64", "GRAYS": "[0,4095]", "LOSS": "hinge", "EPOCHS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    given = {"data.image_size": "SIZE", "data.gray_range": "GRAYS", "epochs": "EPOCHS"}
+    decoded = [f"{key}='${{oc.decode:${{oc.env:{name}}}}}'" for key, name in given.items()]
+    found = config("data=folder", "data.root=x", "data.resize=${oc.env:HOW}", "loss=${oc.env:LOSS}", *decoded)
+    plain = logged(found)
+    assert DecoderSettings.of(plain["data"]) == DecoderSettings((0, 4095), "pad")
+    assert (plain["data"]["image_size"], plain["loss"], plain["epochs"]) == (64, "hinge", 3)
 
 
 @pytest.mark.parametrize("regime, override", [

@@ -121,9 +121,11 @@ def test_the_program_on_the_page_gives_the_model_s_probabilities_for_an_image_fi
 def test_the_page_s_program_reads_image_files_as_training_does(
     how: Resize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Odd sizes, a rotated JPEG, a transparent PNG, grays, and images of one row or column."""
+    """Odd sizes, a rotated JPEG and TIFF, a transparent PNG, grays, and images of one row or column."""
     (tmp_path / "exported").mkdir()
-    (tmp_path / "exported" / "model.json").write_text(json.dumps({"image_size": SIZE, "data.resize": how}))
+    (tmp_path / "exported" / "model.json").write_text(
+        json.dumps({"image_size": SIZE, "data.resize": how, "gray_range": None})
+    )
     (tmp_path / "read_image.py").write_text(CONSUMERS["read_image"], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     read_image = runpy.run_path("read_image.py")["read_image"]
@@ -136,9 +138,14 @@ def test_the_page_s_program_reads_image_files_as_training_does(
     Image.fromarray(noise[..., :2].copy(), "LA").save("transparent_gray.png")
     Image.fromarray(noise[:, :1, :3]).save("column.png")
     Image.fromarray(noise[:1, :, :3]).save("row.png")
-    for name in ("rotated.jpg", "transparent.png", "gray.png", "transparent_gray.png", "column.png", "row.png"):
+    Image.fromarray(noise[..., 0].copy()).save("rotated.tif", tiffinfo={0x0112: 6})
+    Image.fromarray(noise[..., 0] * np.uint16(257)).save("16_bits.png")
+    for name in ("rotated.jpg", "transparent.png", "gray.png", "transparent_gray.png", "column.png", "row.png",
+                 "rotated.tif"):  # fmt: skip
         expected = decoder.decode_resized(Path(name).read_bytes(), SIZE, DecoderSettings(resize=how))
         np.testing.assert_array_equal(read_image(name)[0], expected)
+    with pytest.raises(ValueError, match="scale its grays to 8 bits"):  # converted by Pillow, they would be white
+        read_image("16_bits.png")
 
 
 def test_what_is_not_installed_or_unknown_is_an_error_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

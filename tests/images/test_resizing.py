@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.data import manifest
 from experiments.data.pixel_cache import images_of
 from experiments.data.types import Manifest, SplitSettings
-from experiments.errors import DataError
+from experiments.errors import ConfigError, DataError
 from experiments.images.decoder_settings import MAX_PIXELS, DecoderSettings, Resize
 from experiments.images.resizing import fit, map_back, resize
 
@@ -85,6 +85,8 @@ def test_settings_are_read_from_whatever_recorded_them() -> None:
     assert DecoderSettings.of({"gray_range": None}) == DecoderSettings.of({}) == DecoderSettings.logged({}) == before
     odd = {"data.gray_range": "[1]", "data.resize": "stretch", "data.max_pixels": "${oc.env:X}"}
     assert DecoderSettings.logged(odd) == before
+    with pytest.raises(ConfigError, match=r"^data\.resize and data\.max_pixels: came from the environment"):
+        DecoderSettings.of({"gray_range": None, "resize": "${oc.env:HOW}", "max_pixels": "${oc.env:X}"})
 
 
 def test_keys_of_caches_change_only_with_what_they_depend_on() -> None:

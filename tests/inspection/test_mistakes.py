@@ -51,6 +51,15 @@ def test_the_recorded_errors_are_shown_most_confident_first(run: saved_run.Train
         mistakes.inspect(run, split="test", count=2, data=None)
 
 
+def test_names_are_printed_on_one_line(run: saved_run.Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.folder is not None
+    path = run.folder / "predictions_validation.csv"
+    write_rows(path, [row | {"path": f"{row['path']}\n 99.9%  blobs → stripes  x.png"} for row in read_rows(path)])
+    monkeypatch.setattr(mistakes, "explain", lambda *arguments: [])
+    lines = mistakes.inspect(run, split="validation", count=2, data=None).lines
+    assert len(lines) == 3 and not any("\n" in str(line) for line in lines)
+
+
 def test_a_image_that_has_changed_is_not_shown(run: saved_run.Trained, drawn: Path, tmp_path: Path) -> None:
     found = recorded_mistakes(run.predictions("validation"))
     moved = tmp_path / "moved"

@@ -71,6 +71,13 @@ def test_image_files_are_answered_with_class_and_probability(served: Any) -> Non
         )
 
 
+def test_answers_have_the_index_of_the_table(served: Any) -> None:
+    table = pd.DataFrame({"image": [image(20), image(230), image(10)]}, index=["a", "b", "c"])[::-1]
+    answered = table.assign(found=served.predict(table)["class"])
+    assert dict(answered["found"]) == {"a": "cats", "b": "dogs", "c": "cats"}
+    assert list(served.predict(table[:0]).columns) == list(served.predict(table).columns)
+
+
 def test_the_positive_class_is_predicted_from_the_threshold_on() -> None:
     contents = [image(20), image(120), image(230)]
     rows = expected(*contents)
@@ -132,6 +139,7 @@ def test_what_cannot_be_used_is_named_by_row(served: Any) -> None:
         (np.zeros((SIZE, SIZE)), "[N, 16, 16, 3]"),
         (np.stack([np.zeros((SIZE, SIZE, 3)), np.full((SIZE, SIZE, 3), 256.0)]), "not so in rows 1"),
         (np.full((1, SIZE, SIZE, 3), np.nan), "not so in rows 0"),
+        (np.full((1, SIZE, SIZE, 3), 200 / 255), "none is above 1: give them without scaling"),
         (pd.DataFrame({"photo": ["x"]}), "Received: photo"),
     ],
 )

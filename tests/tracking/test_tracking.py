@@ -30,6 +30,7 @@ from experiments.cli import evaluate, inspect, ui
 from experiments.cli import sync as sync_verb
 from experiments.config import schema
 from experiments.config.identity import logged
+from experiments.config.validation import RECORDED_TAGS
 from experiments.errors import ConfigError, Pruned
 from experiments.images import decoder
 from experiments.images.resizing import resize
@@ -153,6 +154,8 @@ def test_a_run_is_tagged(store: Store) -> None:
     assert store.run("tuned").data.tags["head_source"] == "head cache"
     assert store.run("tuned").data.tags["backbone_identity"] == tags["backbone_identity"]
     assert store.run("tuned").data.tags["identity"] != tags["identity"]
+    own = {name for name in store.run("tuned").data.tags | tags if not name.startswith("mlflow.")}
+    assert {name for name in own if not RECORDED_TAGS.fullmatch(name)} == {"question"}
 
 
 def test_a_run_names_its_data(store: Store) -> None:

@@ -59,6 +59,10 @@ def main() -> None:
         parser.error(f"--output: no such folder. Received: {arguments.output.parent}")
     if arguments.output and arguments.output.exists() and not arguments.output.is_file():
         parser.error(f"--output: must be a file, no folder or device. Received: {arguments.output}")
+    from experiments.data.listing import is_image
+
+    if arguments.output and is_image(arguments.output.name):  # as of `--output *.jpg`, which would replace an image
+        parser.error(f"--output: has the name of an image, and predictions are text. Received: {arguments.output}")
     if arguments.data and arguments.unlike is None:
         parser.error("--data: only --unlike reads the images of the run")
     suffix = arguments.output.suffix.lower().removeprefix(".").replace("jsonl", "json") if arguments.output else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import get_args
@@ -40,6 +41,11 @@ MOVED = {
 NEEDED = ("data", "model", "regime", "regime.name", "regime._target_", "regime.ignores")
 NEEDED_WITH_ALL_BELOW = (*NOT_IDENTITY, "runtime", "evaluate")
 BOUND = 2**31  # whole numbers are less, so that TensorFlow's shapes and seeds hold them
+# Tags that a run itself logs to MLflow, and that predictions, comparisons and resumes read from there.
+RECORDED_TAGS = re.compile(
+    "backbone|backbone_identity|command|comparison|continues|data_fingerprint|data_root|failure|head_source|host|identity|"
+    r"positive|regime|run_folder|setting|sweep|threshold|warnings|(git|owner|version)\..*"
+)
 MIXING_LAYERS = ("keras.layers.MixUp", "keras.layers.CutMix")
 
 
@@ -157,6 +163,11 @@ def _training_errors(config: Config) -> list[str]:
         lines.append(f"schedule.warmup: must be less than epochs ({config.epochs}). Received: {config.schedule.warmup}")
     if config.data.fold is not None and config.data.fold >= config.data.folds:
         lines.append(f"data.fold: must be less than data.folds ({config.data.folds}). Received: {config.data.fold}")
+    lines += [
+        f"tags.{name}: a run records a tag of this name itself. Give yours another name. Received: {value!r}"
+        for name, value in config.tags.items()
+        if RECORDED_TAGS.fullmatch(name)
+    ]
     if config.loss == "hinge":
         if config.label_smoothing:
             lines.append(f"label_smoothing: must be 0 with loss=hinge. Received: {config.label_smoothing}")

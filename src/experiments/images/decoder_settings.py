@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from experiments.errors import ConfigError
+
 GrayRange = tuple[float, float]  # the values of 16- and 32-bit grays that become black and white
 Resize = Literal["squash", "pad", "crop"]
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb (a quarter of a gigabyte of RGB)
@@ -29,7 +31,15 @@ class DecoderSettings:
         """Return the settings in the keys of `data`, or in the metadata of a logged model.
 
         A key that is missing, as in what earlier versions wrote, has its default.
+
+        Raises:
+            ConfigError: a value is the name of an environment variable, as in what earlier versions wrote.
         """
+        if unknown := [f"data.{name}" for name in vars(DEFAULTS) if "${" in str(data.get(name))]:
+            raise ConfigError(
+                f"{' and '.join(unknown)}: came from the environment, and an earlier version has not recorded the "
+                "value, so that images cannot be decoded as for the training. Write it into the config.yaml of the run"
+            )
         grays = data.get("gray_range")
         return DecoderSettings(
             (float(grays[0]), float(grays[1])) if grays is not None else None,

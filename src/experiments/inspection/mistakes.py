@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.data.issues import printable
 from experiments.data.pixel_cache import open_image
 from experiments.deploy.saved_run import Trained
 from experiments.images.resizing import fit, map_back, resize, thumbnail
@@ -42,7 +43,8 @@ def inspect(run: Trained, *, split: str, count: int, data: Path | None) -> Inspe
         return Inspection(run.config, name, lines, None)
     shown = explain(run, run.data_root(data), wrong[:count])
     for mistake in wrong[:count]:
-        lines.append(f"{mistake.confidence:6.1%}  {mistake.label} → {mistake.predicted}  {mistake.path}")
+        names = f"{printable(mistake.label)} → {printable(mistake.predicted)}"
+        lines.append(f"{mistake.confidence:6.1%}  {names}  {printable(mistake.path)}")
     which = "" if len(shown) == len(wrong) else f", the {len(shown)} most confident"
     title = f"{literal(short(run.name, 60))}: {counts}{which}"
     return Inspection(run.config, name, lines, lambda: draw(shown, title), facts)

@@ -60,6 +60,8 @@ class Classifier:
     def predict(self, data: Any) -> pd.DataFrame:
         """Return a row for each image: its class, the class's probability, the probabilities of all classes by name.
 
+        The rows of a table keep its index, so that the answers can be joined to it.
+
         Args:
             data: image files as bytes or base64 text, in a table with the column `image` or in a list; or pixels
                 [N, H, W, 3] or [H, W, 3] in [0, 255] of the model's image size.
@@ -69,6 +71,7 @@ class Classifier:
         """
         if isinstance(data, dict):
             data = pd.DataFrame({name: list(values) for name, values in data.items()})
+        index = data.index if isinstance(data, pd.DataFrame) else None
         if isinstance(data, pd.DataFrame):
             data = data.rename(columns={OLD_IMAGE: IMAGE}) if IMAGE not in data.columns else data
             if IMAGE not in data.columns:
@@ -91,7 +94,7 @@ class Classifier:
             "class": [self.classes[at] for at in best],
             "probability": rows[np.arange(len(rows)), best],
             "probabilities": [dict(zip(self.classes, row.tolist(), strict=True)) for row in rows],
-        })  # fmt: skip
+        }, index=index)  # fmt: skip
 
     def _decoded(self, files: Sequence[Any]) -> np.ndarray:
         """Decode image files to pixels [N, H, W, 3] uint8, or raise MlflowException."""
@@ -128,6 +131,10 @@ class Classifier:
         if not inside.all():
             rows = ", ".join(map(str, np.flatnonzero(~inside)[:SHOWN]))
             raise MlflowException.invalid_parameter_value(f"pixels must be within 0 and 255; not so in rows {rows}")
+        if pixels.size and pixels.max() <= 1 and (pixels % 1).any():  # values that were scaled would look black
+            raise MlflowException.invalid_parameter_value(
+                "pixels must be within 0 and 255, and none is above 1: give them without scaling"
+            )
         return pixels
 
 
