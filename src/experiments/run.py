@@ -104,7 +104,7 @@ def run(config: schema.Config, planned: str | None = None) -> float:
         for sentence in warnings:
             _log.warning(sentence)
         epochs = epoch_lines(candidates, config.monitor, config.best_weights)
-        print_results(console, directory.folder, reports, tracker.run_id, epochs)
+        print_results(console, directory.folder, reports, tracker.run_id, epochs, config.tracking.uri)
         for error in errors[1:]:
             _log.error("%s", error, exc_info=error)
         if errors:

@@ -324,7 +324,8 @@ def test_single_runs_are_compared_as_models_and_the_way_to_a_claim_about_the_set
     assert sentence.endswith("these two trained models are significantly different.")
     assert "training noise is not in its interval" in single and "does not show that a setting is better" in single
     for run in find_runs(uri, ("scratch0", "tuned0")):
-        assert f"python -m experiments.train -m like={run.run_id} seed=0,1,2 sweep.final=false" in command
+        # The store is not the one that `train` uses by itself here.
+        assert f"-m like={run.run_id} seed=0,1,2 sweep.final=false tracking.uri={uri}" in command
     sentence = sentences(of(uri, "scratch0", "nearly"))[-3]
     assert "sgd is better than the one trained with rmsprop by 5.0 points" in sentence and "p = 0.16" in sentence
     assert "these two trained models are not significantly different; about 160 images would" in sentence
@@ -333,7 +334,10 @@ def test_single_runs_are_compared_as_models_and_the_way_to_a_claim_about_the_set
     assert "neither better nor worse" in sentence and "would show" not in sentence
 
 
-def test_several_seeds_give_a_claim_about_the_setting_with_both_variances(uri: str) -> None:
+def test_several_seeds_give_a_claim_about_the_setting_with_both_variances(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     three = sentences(of(uri, *(f"{kind}{seed}" for kind in ("scratch", "tuned") for seed in range(3))))
     assert three[-1].startswith("finetune is better than scratch by 35.0 points (95 % interval +20.")
     assert three[-1].endswith("40 images, 3 seeds of each): significantly different.")

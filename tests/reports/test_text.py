@@ -21,7 +21,9 @@ from experiments.reports.text import (
     metric_names,
     next_commands,
     print_classes,
+    print_results,
 )
+from experiments.system.paths import tracking_uri
 from experiments.training.types import EpochRecord
 from tests.evaluation.test_evaluate import BY_HAND, FLOWERS, PETS, random_scores, splits_of
 
@@ -156,3 +158,14 @@ def test_commands_for_a_finished_run() -> None:
     lines = next_commands(Path("outputs/runs/a b").absolute())
     assert lines[0] == "next        experiments predict 'outputs/runs/a b' IMAGE"
     assert lines[-1] == "            experiments compare 'outputs/runs/a b' OTHER_RUN", "whatever store has the run"
+
+
+@pytest.mark.parametrize("uri, command", [
+    (None, "experiments ui"),
+    ("http://there:5000", "experiments ui --uri http://there:5000"),
+    ("http://me:secret@there:5000", "experiments ui --uri 'http://me:***@there:5000'"),
+])  # fmt: skip
+def test_the_ui_of_the_run_s_store_is_named(tmp_path: Path, uri: str | None, command: str) -> None:
+    console = Console(file=io.StringIO(), record=True, width=100)
+    print_results(console, tmp_path, {"validation": report_of(PETS)}, "1a2b", uri=uri or tracking_uri())
+    assert f"MLflow run  1a2b   look at it: {command}\n" in console.export_text()

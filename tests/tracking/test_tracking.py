@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -521,8 +522,15 @@ def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     with pytest.raises(ConfigError, match=r"tracking\.experiment.*'short lived' is in MLflow's trash") as caught:
         open_experiment(wanted)
     assert restore in str(caught.value)
-    with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
-        queries.find_runs(store.uri, ["gone with it"])
+    for restored in (False, True):  # a run that is restored alone stays out of every search
+        if restored:
+            client.restore_run(run.info.run_id)
+        with pytest.raises(ConfigError, match="'short lived' is in MLflow's trash, with its runs") as caught:
+            queries.find_runs(store.uri, ["gone with it"])
+        assert restore in str(caught.value)
+    client.delete_run(run.info.run_id)
+    with pytest.raises(ConfigError, match="like: .* 'short lived' is in MLflow's trash, with its runs") as caught:
+        queries.get_run(store.uri, run.info.run_id, "like")
     assert restore in str(caught.value)
 
 
@@ -584,6 +592,24 @@ def test_a_sweep_that_went_on_has_no_counts_of_its_first_start(store: Store, tmp
     summary_runs.end_sweep(store.uri, run_id, tmp_path, {"jobs_killed": 1.0, "jobs_finished": 1.0}, "KILLED")
     summary_runs.end_sweep(store.uri, run_id, tmp_path, {"jobs_finished": 2.0}, "FINISHED")
     assert client.get_run(run_id).data.metrics == {"jobs_killed": 0, "jobs_finished": 2}
+
+
+def test_the_run_of_a_sweep_that_was_deleted_is_named_and_restored_as_the_sweep_goes_on(
+    store: Store, config: Callable[..., schema.Config], tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient(store.uri)
+    settings = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}")
+    run_id = summary_runs.start_sweep(settings, tmp_path, None, None)
+    client.delete_run(run_id)
+    restore = f"MLFLOW_TRACKING_URI={store.uri} mlflow runs restore --run-id {run_id}"
+    with pytest.raises(ConfigError, match=f"in MLflow's trash. Restore it: {restore}"):
+        summary_runs.end_sweep(store.uri, run_id, tmp_path, {}, "FINISHED")
+    with pytest.raises(ConfigError, match=f"its MLflow run {'0' * 32} was deleted for good"):
+        summary_runs.end_sweep(store.uri, "0" * 32, tmp_path, {}, "FINISHED")
+    assert summary_runs.start_sweep(settings, tmp_path, None, run_id) == run_id, "its jobs are children of this run"
+    summary_runs.end_sweep(store.uri, run_id, tmp_path, {}, "FINISHED")
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+    client.delete_run(run_id)
 
 
 def test_an_evaluation_is_a_child_of_its_run_with_its_own_images(
@@ -859,6 +885,18 @@ def test_the_points_of_an_unfinished_run_end_with_its_checkpoint(
     assert steps("KILLED") == {0, 1} and steps("FINISHED") == {0, 1, 2, 3}
 
 
+def test_a_run_in_the_trash_is_synced_once_it_is_restored(store: Store, away: tuple[Any, str, Path]) -> None:
+    client, run_id, folder = away
+    run = mlflow_run.MlflowRun(run_id, folder)
+    client.delete_run(run_id)
+    run.results({"validation.accuracy": 0.5}, {}, 1000)
+    (folder / "run.json").write_text(json.dumps({"command": {}, "run_id": run_id, "store": store.uri}))
+    with pytest.raises(ConfigError, match=f"MLflow's trash. Restore it: .* mlflow runs restore --run-id {run_id}"):
+        sync.sync(folder, None, whole=False)
+    client.restore_run(run_id)
+    assert sync.sync(folder, None, whole=False) == f"all is in {store.uri}" and messages(folder) == []
+
+
 def test_what_cannot_be_synced_is_reported_for_each_folder(
     store: Store, away: tuple[Any, str, Path], own_outputs: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -892,6 +930,22 @@ def test_addresses_are_checked_before_anything_else() -> None:
     with pytest.raises(ConfigError) as caught:
         connection.check(f"postgresql://me:secret@127.0.0.1:{port}/runs")
     assert "postgresql://me:***@127.0.0.1" in str(caught.value) and "that the server runs" in str(caught.value)
+
+
+def test_a_server_has_the_time_to_respond_that_mlflow_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    def respond(uri: str, timeout: float) -> io.BytesIO:
+        waited.append(timeout)
+        return io.BytesIO()
+
+    monkeypatch.setattr("urllib.request.urlopen", respond)
+    for given in ("10", "60", "2"):  # the first is the value of this program, which `connection.use` sets
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
+        connection.check("http://there:5000")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    connection.check("http://there:5000")
+    assert waited == [connection.WAIT, 60, 2, connection.WAIT]
 
 
 def test_a_run_has_the_same_facts_in_mlflow_and_in_its_folder(store: Store) -> None:

@@ -149,6 +149,7 @@ class Comparison:
     measures: tuple[Mapping[str, Interval], ...]  # for each group those of METRICS that all of its runs have
     differences: tuple[Difference | None, ...]  # of each group from the first; None for the first itself
     ranked: bool  # whether the groups are ordered by their validation accuracy
+    uri: str | None = None  # the MLflow tracking store of the runs that are in MLflow
 
     @property
     def runs(self) -> list[RunFacts]:
@@ -193,11 +194,11 @@ def compare(uri: str, runs: Sequence[RunFacts], split: str, found: Sequence[RunF
         groups.sort(key=lambda group: (
             0.0 if named & {run.run_id for run in group.runs} else 1 - group.accuracy.interval()[0]
         ))  # fmt: skip
-    return of_groups(groups, split, ranked)
+    return of_groups(groups, split, ranked, uri)
 
 
-def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comparison:
-    """Compare each group with the first one, in the given order."""
+def of_groups(groups: Sequence[Group], split: str, ranked: bool = False, uri: str | None = None) -> Comparison:
+    """Compare each group with the first one, in the given order; `uri` is the tracking store of the runs."""
     return Comparison(
         split,
         tuple(groups),
@@ -205,6 +206,7 @@ def of_groups(groups: Sequence[Group], split: str, ranked: bool = False) -> Comp
         tuple({name: found for name in METRICS if (found := measure(group, name, split))} for group in groups),
         (None, *(compare_runs(groups[0].accuracy, group.accuracy) for group in groups[1:])),
         ranked,
+        uri,
     )
 
 

@@ -14,6 +14,8 @@ from experiments.config.schema import LOWER_IS_BETTER
 from experiments.evaluation.evaluate import METRICS, Baseline
 from experiments.evaluation.statistics import LEVEL, UNKNOWN
 from experiments.reports.text import format_score
+from experiments.system.paths import tracking_uri
+from experiments.system.redaction import redact_credentials
 
 MOST_METRICS = 6  # columns of a table of metrics
 MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
@@ -102,13 +104,19 @@ def limitations(differences: Sequence[Difference], more: str = "", chosen: str =
 
 def more_seeds(comparison: Comparison) -> str:
     """Return the commands that train the seeds which a comparison of the settings needs."""
-    single = [group.runs[0].run_id for group in comparison.groups if len(group.by_seed) == 1]
+    single = [group.runs[0] for group in comparison.groups if len(group.by_seed) == 1]
     if not single or any(map(fold_of, comparison.runs)):  # `like` of a run trains on its fold alone
         return "give every row the same folds and seeds."
     most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
     seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
-    likes = [as_typed("like", run_id) or f"like={run_id}" for run_id in single[:2]]
-    shown = [f"python -m experiments.train -m {like} seed={seeds} sweep.final=false" for like in likes]
+    # `train` searches the store in use here, and compares nothing with runs in another one.
+    place = None if comparison.uri in (None, tracking_uri()) else redact_credentials(comparison.uri)
+    store = f" {as_typed('tracking.uri', place) or f'tracking.uri={place}'}" if place else ""
+    shown = [
+        f"python -m experiments.train -m {as_typed('like', run.run_id) or f'like={run.run_id}'} seed={seeds} "
+        f"sweep.final=false{'' if run.folder else store}"
+        for run in single[:2]
+    ]
     further = {0: "", 1: " (and so on for the further row)"}
     more = further.get(len(single[2:]), f" (and so on for the {len(single) - 2} further rows)")
     return f"{' and '.join(shown)}{more}, then compare all runs (experiments compare RUN ... --sweep SWEEP ...)."

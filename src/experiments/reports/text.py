@@ -18,7 +18,9 @@ from experiments.evaluation.per_class import worst_first
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.training_checks import best_epoch
 from experiments.runs.run_directory import REPORT
+from experiments.system.paths import tracking_uri
 from experiments.system.progress import plain_table
+from experiments.system.redaction import redact_credentials
 from experiments.training.types import EpochRecord
 
 MOST_ROWS = 20  # Up to this number of classes, the terminal shows all of them,
@@ -32,19 +34,21 @@ RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metri
 
 
 def print_results(
-    console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = ()
-) -> None:
+    console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = (),
+    uri: str | None = None,
+) -> None:  # fmt: skip
     """Print lines about the epochs, each split's scores, where to find the run, and commands that use it.
 
-    The scores of the classes are printed for the last split. Nothing is printed in a notebook, where `api.train`
-    returns the run.
+    The scores of the classes are printed for the last split; `uri` is the tracking store of the run. Nothing is printed
+    in a notebook, where `api.train` returns the run.
     """
     if console.is_jupyter:
         return
     scores = [line for report in reports.values() for line in [accuracy_line(report), *metric_lines(report)]]
     places = [f"run folder  {folder}"]
     places += [f"report      {folder / REPORT}"] if (folder / REPORT).is_file() else []
-    places += [f"MLflow run  {run_id}   look at it: experiments ui"] if run_id else []
+    where = "" if uri in (None, tracking_uri()) else f" --uri {shlex.quote(redact_credentials(str(uri)))}"
+    places += [f"MLflow run  {run_id}   look at it: experiments ui{where}"] if run_id else []
     console.print("\n".join([*epochs, *scores]), highlight=False, markup=False, soft_wrap=True)
     print_classes(console, list(reports.values())[-1])
     console.print("\n".join([*places, *next_commands(folder)]), highlight=False, markup=False, soft_wrap=True)

@@ -24,13 +24,14 @@ from experiments.tracking import migrations, moved_store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-WAIT = 5.0  # seconds to wait for a first response
+WAIT = 5.0  # seconds to wait for a first response, unless the user has set TIMEOUT
 REQUESTS = "urllib3.connectionpool"  # the logger of MLflow's requests
 VARIABLE = "MLFLOW_TRACKING_URI"
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 ENVIRONMENT = {  # of MLflow; values that the user has set are kept
     # With the defaults, a server that is down blocks for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    TIMEOUT: "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # A progress bar per file would only be noise, as most files have a few kilobytes.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -141,14 +142,20 @@ def check(uri: str | None) -> None:
         if parts.scheme in ("http", "https"):
             # User and password are removed, because urllib would treat them as a part of the host.
             plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-            urllib.request.urlopen(plain, timeout=WAIT).close()
+            urllib.request.urlopen(plain, timeout=_wait()).close()
         elif parts.hostname and (port := parts.port or (5432 if parts.scheme.startswith("postgresql") else None)):
-            socket.create_connection((parts.hostname, port), timeout=WAIT).close()
+            socket.create_connection((parts.hostname, port), timeout=_wait()).close()
     except (urllib.error.HTTPError, ssl.SSLError):  # The server responds; MLflow reports other errors itself.
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not isinstance(getattr(error, "reason", None), ssl.SSLError):
             raise unusable(uri, str(error)) from None
+
+
+def _wait() -> float:
+    """Return the seconds to wait for a first response: those that the user has given to MLflow, else WAIT."""
+    given = os.environ.get(TIMEOUT, ENVIRONMENT[TIMEOUT])
+    return float(given) if given.isdecimal() and given != ENVIRONMENT[TIMEOUT] else WAIT
 
 
 def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:

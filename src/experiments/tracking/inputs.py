@@ -49,7 +49,7 @@ def fetch(config: Config, folder: Path) -> dict[str, Path]:
         for key, run_id in named.items():
             run = find_run(client, run_id)
             if run is not None and in_trash(run):
-                raise ConfigError(f"{key}: {run_id}: {trashed(uri, run)}")
+                raise ConfigError(f"{key}: {run_id}: {trashed(client, uri, run)}")
             place = str(RunDirectory(folder).inputs(key))
             for name in (MANIFEST, EARLIER, ARTIFACTS[key]):
                 try:

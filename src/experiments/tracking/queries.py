@@ -88,17 +88,15 @@ def _fitting(runs: Iterable[RunFacts], text: str) -> list[RunFacts]:
 
 def _why_not(uri: str, name: str) -> str:
     """Return why no finished run has this id or name: it is in the trash, is not finished, or does not exist."""
-    with connection.client(uri):
+    with connection.client(uri) as client:
         import mlflow
         from mlflow.entities import ViewType
 
-        experiments = {experiment.experiment_id: experiment for experiment in mlflow.search_experiments(ViewType.ALL)}
-        for run in mlflow.search_runs([*experiments], run_view_type=ViewType.ALL, output_format="list"):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments(ViewType.ALL)]
+        for run in mlflow.search_runs(experiments, run_view_type=ViewType.ALL, output_format="list"):
             if _fitting([facts(run)], name):
-                if in_trash(run):
-                    experiment = experiments[run.info.experiment_id]
-                    gone = experiment.lifecycle_stage == "deleted"
-                    return experiment_in_trash(uri, experiment) if gone else trashed(uri, run)
+                if gone := trashed(client, uri, run):
+                    return gone
                 status = run.info.status
                 return f"no finished run fits: this one is {'no training' if status == Status.FINISHED else status}"
     return "no finished run fits"
@@ -154,8 +152,16 @@ def in_trash(run: Run) -> bool:
     return str(run.info.lifecycle_stage) == "deleted"
 
 
-def trashed(uri: str, run: Run) -> str:
-    """Return a message about a run in MLflow's trash, with the command that restores it."""
+def trashed(client: MlflowClient, uri: str, run: Run) -> str | None:
+    """Return a message about a run that is in MLflow's trash, or whose experiment is, with the command to restore it.
+
+    It is None for other runs.
+    """
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        return experiment_in_trash(uri, experiment)
+    if not in_trash(run):
+        return None
     command = f"{_mlflow(uri)} runs restore --run-id {run.info.run_id}"
     return f"this run is in MLflow's trash. Restore it: {command} (or in MLflow's UI: the filter State: Deleted)"
 
@@ -257,7 +263,7 @@ def get_run(uri: str, named: str, key: str, *, trash: bool = False) -> Run:
             run_id = named if is_id else _whole_id(named, key)
             if found := find_run(client, run_id) if run_id else None:
                 if in_trash(found) and not trash:
-                    raise ConfigError(f"{key}: {run_id}: {trashed(uri, found)}")
+                    raise ConfigError(f"{key}: {run_id}: {trashed(client, uri, found)}")
                 return found
         if is_id:
             reason = "it has no run of this id: it was deleted for good, or is in another store"

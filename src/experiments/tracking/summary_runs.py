@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from experiments.config.identity import logged
 from experiments.config.schema import Config
+from experiments.errors import ConfigError
 from experiments.runs.run_directory import FIGURES
 from experiments.system.redaction import redacted
 from experiments.tracking import connection, liveness
 from experiments.tracking.experiment import open_experiment
 from experiments.tracking.mlflow_run import reopen
 from experiments.tracking.private_mlflow_api import NOTE, PARENT_RUN, context_tags
-from experiments.tracking.queries import find_run, in_trash
+from experiments.tracking.queries import find_run, trashed
 from experiments.tracking.upload import log_data, log_in_batches
 from experiments.training.types import Status
 
@@ -27,24 +28,33 @@ if TYPE_CHECKING:
 def start_sweep(config: Config, folder: Path, pid: int | None, run_id: str | None) -> str:
     """Start or continue a sweep's MLflow run, the parent of its jobs' runs, and return its id.
 
-    The sweep's process `pid` sends no heartbeat: only its own machine can find out that it has ended. A new run is
-    started if `run_id` is None, or was deleted.
+    The sweep's process `pid` sends no heartbeat: only its own machine can find out that it has ended. A run in the
+    trash is restored, as the runs of finished jobs are its children. A new one is started if `run_id` is None, or was
+    deleted for good.
     """
     experiment = open_experiment(config)
     tags = {**liveness.owner(pid), "owner.heartbeat": "inf", "run_folder": str(folder), "sweep": folder.name}
     with connection.client(str(config.tracking.uri)) as client:
         before = find_run(client, run_id) if run_id is not None else None
-        if before is not None and not in_trash(before):
+        if before is not None:
             return reopen(client, before, tags)
         tags = redacted({**logged(config)["tags"], **tags})
         return str(client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id)
 
 
 def end_sweep(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float], status: str | None) -> None:
-    """Log a sweep's metrics and summary to its MLflow run, and end it, unless its status is to stay (None)."""
+    """Log a sweep's metrics and summary to its MLflow run, and end it, unless its status is to stay (None).
+
+    Raises:
+        ConfigError: the run was deleted.
+    """
     connection.check_exists(uri)
     with connection.client(uri) as client:
-        before = client.get_run(run_id)
+        before = find_run(client, run_id)
+        if before is None:
+            raise ConfigError(f"{folder.name}: its MLflow run {run_id} was deleted for good, or is in another store")
+        if gone := trashed(client, uri, before):
+            raise ConfigError(f"{folder.name}: {gone}")
         liveness.mark_lost(before.info.experiment_id)  # Jobs may have been ended by kill -9.
         outdated = {name: 0.0 for name in before.data.metrics if name.startswith("jobs_")}  # such as jobs_killed
         for name, value in (outdated | dict(metrics)).items():

@@ -15,6 +15,7 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.buffer import TrackingBuffer, read
+from experiments.tracking.queries import find_run, trashed
 from experiments.tracking.upload import Kind, Message
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.types import Status
@@ -42,7 +43,10 @@ def sync(folder: Path, uri: str | None, *, whole: bool) -> str:
     connection.check_exists(place, " (where outputs/ was moved, give --uri)")
     lock = claim(folder)
     try:
-        connection.use(place)
+        with connection.client(place) as client:
+            run = find_run(client, run_id) if run_id else None
+            if gone := run and trashed(client, place, run):
+                raise ConfigError(gone)
         buffer = TrackingBuffer(run_id, folder)
         for message in buffer.waiting:  # The run may have continued without MLflow after it had been stopped.
             if (message.run_id, message.kind) == (run_id, Kind.END) and facts.get("status") == Status.FINISHED:
