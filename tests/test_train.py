@@ -57,6 +57,8 @@ WRONG = {
     "+model.head.dropot=1": ["model.head.dropot: nothing reads", "Received: 1", "Nearest: model.head.dropout."],
     "tags.question=why": ["tags.question: a new key needs a plus", "Received: 'why'", "Allowed: +tags.question=why"],
     "tags={question:why}": ["tags.question: a new key needs a plus", "Allowed: +tags={question:why}"],
+    "tags=[baseline]": ["tags: has keys, and cannot be a list", "+tags.KEY=VALUE for a new key", "'[baseline]'"],
+    "hydra.launcher.jobs=2": ["hydra.launcher.jobs: nothing reads this key. Received: '2'. Allowed here: no key."],
     "optimizer.lr=${sed}": ["optimizer.lr: ", "'sed' not found"],
     "data=folder": ["data.root: no value", "data.root=..."],
     "epochs=1,2": ["epochs=1,2: several values are a sweep: add -m"],

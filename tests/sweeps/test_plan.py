@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -113,6 +114,12 @@ def test_a_grid_is_every_combination_in_the_order_typed(context: HydraContext) -
 def test_a_range_ends_before_its_end_and_the_last_override_of_a_key_wins(context: HydraContext) -> None:
     unfolded = plan.grid(plan.parse(["epochs=1,2", "epochs=range(2,8,2)"], context))
     assert [values["epochs"] for _, values in unfolded] == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize("override", ["optimizer=glob(zzz*)", "seed=range(3,3)"])
+def test_a_sweep_without_a_value_is_refused(context: HydraContext, override: str) -> None:
+    with pytest.raises(ConfigError, match=f"at least one value.* Received: {re.escape(override)}$"):
+        plan.grid(plan.parse([override, "epochs=1,2"], context))
 
 
 def test_every_faulty_job_is_named_in_one_error(context: HydraContext) -> None:

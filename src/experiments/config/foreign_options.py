@@ -30,6 +30,9 @@ OTHER_NAMES = {
     "runtime.threads": "threads",
     "runtime.deterministic": "trainer.deterministic",
     "hydra.run.dir": "output_dir save_dir",
+    "tracking.uri": "tracking_uri mlflow.tracking_uri tracking.tracking_uri",
+    "tracking.experiment": "experiment_name project mlflow.experiment_name tracking.experiment_name wandb.project",
+    "sweep.jobs": "n_jobs hydra.launcher.n_jobs",
     "sweep.trials": "n_trials hydra.sweeper.n_trials",
 }
 KEYS = {name: key for key, names in OTHER_NAMES.items() for name in names.split()}

@@ -49,8 +49,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str | None:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return format_errors([_unknown(cause, overrides)])
     if isinstance(cause, OmegaConfBaseException) and isinstance(error, ConfigCompositionException):
-        key = cause.full_key
-        return format_errors([f"{key}: {str(cause.msg).splitlines()[0]}. Received: {_received(str(key), overrides)!r}"])
+        key, reason = cause.full_key, str(cause.msg).splitlines()[0]
+        if reason == "Cannot merge DictConfig with ListConfig":
+            reason = f"has keys, and cannot be a list. Allowed: {key}.KEY=VALUE, and +{key}.KEY=VALUE for a new key"
+        return format_errors([f"{key}: {reason}. Received: {_received(str(key), overrides)!r}"])
     if isinstance(error, yaml.YAMLError):  # its text has the file, the line and the column
         return format_errors([f"A YAML file cannot be read: {' '.join(str(error).split())}"])
     if isinstance(error, (HydraException, OmegaConfBaseException)):

@@ -51,7 +51,7 @@ def unknown_key(key: str, allowed: Iterable[str], received: Any, close: str | No
     close = close or (sibling and ".".join([*parents, sibling]))
     hint = f" A key of {', '.join(having)}." if having else ""
     hint += f" Nearest: {close}." if close else ""
-    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names)}.{hint}"
+    return f"{key}: nothing reads this key. Received: {received!r}. Allowed here: {', '.join(names) or 'no key'}.{hint}"
 
 
 def is_known_key(key: str) -> bool:

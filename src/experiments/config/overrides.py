@@ -78,7 +78,7 @@ def split_key(arguments: Sequence[str], key: str) -> tuple[list[str], list[str]]
 
 
 def spelled(override: Override) -> list[str]:
-    """Return one override for each value that an override has; raise ConfigError for an interval."""
+    """Return one override for each value that an override has; raise ConfigError for an interval, or if it has none."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key = override.get_key_element()
@@ -87,7 +87,13 @@ def spelled(override: Override) -> list[str]:
             f"{key}: a grid needs single values, and an interval has no end of them. Received: {override.input_line}. "
             "Use choice or range, or sweep.search=random or tpe"
         )
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        raise ConfigError(
+            f"{key}: a sweep needs at least one value, but no choice fits or the range is empty. "
+            f"Received: {override.input_line}"
+        )
+    return values
 
 
 def as_typed(key: str, text: str) -> str | None:
