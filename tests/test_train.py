@@ -65,10 +65,12 @@ WRONG = {
     "data.classes=a,b": ["several values are a sweep: add -m", "A list: 'data.classes=[a,b]'"],
     "nonsense": ["nonsense: not an override", "KEY=VALUE"],
 }
-NOT_THERE = {
+REFUSED = {
     ("data.root=no images",): "data.root does not exist",
     ("data=csv", "data.labels=labels.csv"): "data.labels does not exist",
     ("regime=bottleneck", "model.weights=my.weights.h5"): "model.weights: no such file",
+    ("hydra.job.chdir=true",): "hydra.job.chdir: must be false: in the run's folder, relative paths",
+    ("-m", "hydra.job.chdir=true", "seed=0,1"): "hydra.job.chdir: must be false: in the run's folder, relative paths",
 }
 
 
@@ -88,8 +90,8 @@ def test_wrong_configurations_are_answered_at_once_and_leave_nothing(tmp_path: P
         assert "Traceback" not in answer["err"]
         assert answer["seconds"] < 5
     assert not set(HEAVY) & set(modules), "TensorFlow, Keras and MLflow are not for telling a typo"
-    reported, modules = drive("experiments.train", [list(command) for command in NOT_THERE], tmp_path)
-    for answer, (command, text) in zip(reported, NOT_THERE.items(), strict=True):
+    reported, modules = drive("experiments.train", [list(command) for command in REFUSED], tmp_path)
+    for answer, (command, text) in zip(reported, REFUSED.items(), strict=True):
         assert answer["code"].startswith(text), command
     assert not set(HEAVY) & set(modules)
     assert not list(tmp_path.rglob("*")), "a wrong configuration leaves no run folder"

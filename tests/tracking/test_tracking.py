@@ -729,12 +729,16 @@ def test_what_a_run_logs_after_it_was_continued_without_tracking_is_synced(
     assert found.data.tags["warnings"] == "one"
 
 
-def test_retries_of_requests_to_a_server_that_is_away_are_not_logged(tmp_path: Path) -> None:
-    logger = logging.getLogger("urllib3.connectionpool")
+@pytest.mark.parametrize("name, level", [
+    ("urllib3.connectionpool", logging.WARNING),  # every retry of a request
+    ("mlflow.store.db.utils", logging.ERROR),  # every error of a database, with a traceback
+])  # fmt: skip
+def test_failures_that_the_caller_reports_are_not_logged(tmp_path: Path, name: str, level: int) -> None:
+    logger = logging.getLogger(name)
     before = logger.level
     with connection.unchanged():
         connection.use(f"sqlite:///{tmp_path}/mlflow.db")
-        assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+        assert not logger.isEnabledFor(level) and logger.isEnabledFor(level + 10)
     assert logger.level == before
 
 

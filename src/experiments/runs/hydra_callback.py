@@ -25,6 +25,7 @@ class ValidateBeforeRun(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_chdir(config)
         before = HydraConfig.instance().cfg
         try:
             # Hydra does the same before it calls the task; from then on ${hydra:...} can be resolved.
@@ -46,13 +47,23 @@ class ValidateBeforeRun(Callback):
             HydraConfig.instance().cfg = before
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raise SystemExit for any sweeper but ours.
+        """Raise SystemExit for any sweeper but ours, and for `hydra.job.chdir`.
 
-        Another one would compose the jobs one by one, and run them unplanned, in directories of other runs.
+        Another sweeper would compose the jobs one by one, and run them unplanned, in directories of other runs.
         """
+        check_chdir(config)
         target = OmegaConf.select(config, "hydra.sweeper._target_")
         if target != SWEEPER:
             raise SystemExit(
                 "hydra/sweeper: must be experiments, which plans a sweep's jobs and runs them as planned. Leave it "
                 f"out. For a search: sweep.search=random or tpe. Received: {target}"
             )
+
+
+def check_chdir(config: DictConfig) -> None:
+    """Raise SystemExit if Hydra is to enter the run's directory, where the command's relative paths lead elsewhere."""
+    if config.hydra.job.chdir:
+        raise SystemExit(
+            "hydra.job.chdir: must be false: in the run's folder, relative paths such as data.root=photos would lead "
+            f"elsewhere. What a run writes is in its folder anyway. Received: {config.hydra.job.chdir}"
+        )

@@ -107,7 +107,7 @@ class TrackingBuffer:
                 upload.upload(self.folder, message, self.model)
             except Exception as error:  # MLflow, a database or a cloud client failed; none of them may stop the run.
                 if is_available:
-                    reason, is_available = str(error)[:500], not upload.is_unavailable(error)
+                    reason, is_available = str(error).partition("\n[SQL: ")[0][:500], not upload.is_unavailable(error)
             else:
                 self.waiting = [other for other in self.waiting if other is not message]
         return reason

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 WAIT = 5.0  # seconds to wait for a first response, unless the user has set TIMEOUT
-REQUESTS = "urllib3.connectionpool"  # the logger of MLflow's requests
+# Loggers that write of each failure, the requests of MLflow of every retry, its databases with a traceback. What fails
+# is raised as well, and reported by the caller.
+LEVELS = {"urllib3.connectionpool": logging.ERROR, "mlflow.store.db.utils": logging.CRITICAL}
 VARIABLE = "MLFLOW_TRACKING_URI"
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 ENVIRONMENT = {  # of MLflow; values that the user has set are kept
@@ -55,8 +57,7 @@ def use(uri: str) -> None:
     import mlflow  # The import configures MLflow's logging.
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    # It warns of every retry; what could not be reached is reported by the caller.
-    logging.getLogger(REQUESTS).setLevel(logging.ERROR)
+    _set_levels(LEVELS)
     before = {VARIABLE: os.environ.get(VARIABLE)}
     mlflow.set_tracking_uri(uri)
     _restore(before)
@@ -67,8 +68,7 @@ def unchanged() -> Iterator[None]:
     """Restore MLflow's store, environment and log level after the block, in which `use` may change them."""
     logger, loaded = logging.getLogger("mlflow"), sys.modules.get("mlflow")
     level = logger.level if loaded else logging.INFO  # which MLflow sets when it is imported
-    requests = logging.getLogger(REQUESTS)
-    level_of_requests = requests.level
+    levels = {name: logging.getLogger(name).level for name in LEVELS}
     before = {name: os.environ.pop(name, None) for name in (VARIABLE, *ENVIRONMENT)}
     uri = loaded.get_tracking_uri() if loaded and loaded.is_tracking_uri_set() else None  # without the variable
     _restore(before)
@@ -78,8 +78,13 @@ def unchanged() -> Iterator[None]:
         if mlflow := sys.modules.get("mlflow"):
             mlflow.set_tracking_uri(uri)
             logger.setLevel(level)
-        requests.setLevel(level_of_requests)
+        _set_levels(levels)
         _restore(before)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _restore(environment: Mapping[str, str | None]) -> None:
