@@ -183,8 +183,9 @@ def test_the_exercise_brings_its_space(context: HydraContext, experiment: str) -
 
 
 def test_jobs_queue_for_the_gpus_that_the_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert local.visible_gpus() == ["2", "5"]
+    for given in ("2,5", "2,5,-1,0", "2,5,"):  # CUDA ignores what follows an invalid name
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert local.visible_gpus() == ["2", "5"]
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert local.visible_gpus() == []

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -315,6 +316,7 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
     monkeypatch.setattr(buffer, "SEND_EVERY", every)
+    monkeypatch.setattr(buffer, "SHARE", math.inf)  # however long this machine takes
     monkeypatch.setattr("experiments.run.evaluate", fails)
     with pytest.raises(RuntimeError, match="no report"):
         store.train(f"short{every}", "regime=bottleneck", "model.weights=null", "epochs=5")
@@ -324,6 +326,24 @@ def test_short_epochs_are_sent_together_and_none_is_lost_where_a_run_fails(
     history = mlflow.MlflowClient(store.uri).get_metric_history(run.info.run_id, "loss")
     assert [point.step for point in history] == [0, 1, 2, 3, 4]
     assert "weights/head.weights.h5" in store.files(run)
+
+
+def test_points_take_a_tenth_of_the_time_on_a_slow_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [0.0]
+
+    def takes_three_seconds(*arguments: object) -> None:
+        clock[0] += 3
+
+    monkeypatch.setattr(buffer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(upload, "upload", takes_three_seconds)
+    run = mlflow_run.MlflowRun("0" * 32, tmp_path)
+    for step in range(120):
+        clock[0] += 1
+        run.buffer.put(Kind.METRICS, [["loss", 1.0, 1000, step]])
+        run.buffer.send(points=True)
+    assert 120 < clock[0] <= 120 * 1.1 + 3
+    run.buffer.send(last=True)
+    assert not run.buffer.waiting
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Pruned])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import keras
 
 SEND_EVERY = 1.0  # minimum seconds between two calls that send points of curves
-SHARE = 0.1  # the largest share of the time that failing attempts may take
+SHARE = 0.1  # the largest share of the time that failing attempts, and points of curves on a slow server, may take
 TYPED = (Kind.PARAMETERS, Kind.TAGS, Kind.DATA, Kind.END)  # may contain passwords that the user has typed
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class TrackingBuffer:
         """Upload the buffered messages in order, and keep in the run directory those that cannot be uploaded.
 
         After a failed attempt, the next one is made only after ten times its duration, but the `last` one at once.
-        If only points of curves were added, they are sent at most every SEND_EVERY seconds.
+        If only points of curves were added, they are sent at most every SEND_EVERY seconds, and also only after ten
+        times what those before have taken.
         """
         if self.run_id is None:
             return
@@ -81,7 +82,7 @@ class TrackingBuffer:
             return
         reason = self._upload(last)
         ended = time.monotonic()
-        self.next_try = ended + max(SEND_EVERY, (ended - began) / SHARE if reason else 0)
+        self.next_try = ended + max(SEND_EVERY, (ended - began) / SHARE if reason or points else 0)
         if reason and not self.reason and not last:
             _log.warning(
                 "MLflow cannot be reached (%s). Training continues; what could not be uploaded is buffered in %s",

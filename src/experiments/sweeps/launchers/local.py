@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing.connection
 import os
 import shutil
@@ -68,10 +69,10 @@ class LocalLauncher(JobLauncher):
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them before its first invalid name."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [name for name in given.split(",") if name.strip() not in ("", "-1")]
+        return list(itertools.takewhile(lambda name: name.strip() not in ("", "-1"), given.split(",")))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
