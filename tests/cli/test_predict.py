@@ -57,7 +57,7 @@ def files(tmp_path: Path) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
     plain_run = SimpleNamespace(
-        classes=("cats", "dogs"), model=classifier, decoder_settings=DEFAULTS, decision=Decision()
+        classes=("cats", "dogs"), model=classifier, decoder_settings=DEFAULTS, decision=Decision(), plain={}
     )
 
     def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
@@ -359,6 +359,15 @@ def test_what_cannot_be_rejected_or_calibrated_is_an_error(
 ) -> None:
     trained.__dict__.update(changes)
     assert part in str(call(save(tmp_path / "a.png", 100), *options, run=trained))
+
+
+def test_scores_of_a_hinge_loss_are_not_given_as_probabilities(
+    tmp_path: Path, call: Call, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(save(tmp_path / "a.png", 100), run=trained) == 0 and "hinge" not in capsys.readouterr().err
+    trained.plain = {"loss": "hinge"}
+    assert call(save(tmp_path / "a.png", 100), run=trained) == 0
+    assert "a score that only ranks images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", ["0", "1.5", "99%", "nan"])

@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def exported(
 
 
 def test_every_format_reproduces_the_model(exported: Any) -> None:
-    _, _, (model, *files), place = exported
+    run, _, (model, *files), place = exported
     about = json.loads((place / "exported" / "model.json").read_bytes())
     names = {path.name for path in (place / "exported").iterdir()}
     assert names == {"model.json", *(form.file for form in export_formats.FORMATS.values())}
@@ -89,6 +90,9 @@ def test_every_format_reproduces_the_model(exported: Any) -> None:
         assert about["files"][name] == parity._asdict()
     assert about["compared_on"] == "12 of 12 images of the run's validation split"
     assert about["int8_ranges_from"] == "24 of 24 images of the run's train split" and about["temperature"] == 1.5
+    assert about["output"].startswith("probabilities [N, classes]")
+    hinge = replace(run, plain={**run.plain, "loss": "hinge"})
+    assert str(export.about(hinge, network())["output"]).startswith("scores that only rank images")
     (head, first, *lines) = verb.table([model, *files], list(export_formats.FORMATS))
     assert head.split() == ["difference", "same", "class", "accuracy", "size"] and first.startswith("the model")
     assert [line.split()[0] for line in lines] == list(export_formats.FORMATS) and lines[0].endswith("model.keras")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from red_classifier import SIZE, classifier, expected
 from experiments.images import decoder
 from experiments.images.decoder_settings import DecoderSettings, Resize
 from experiments.images.resizing import resize
+from experiments.system.paths import PACKAGE
 from experiments.tracking import model_logging, serving
 
 CLASSES = ("cats", "dogs")
@@ -159,7 +161,8 @@ def test_the_same_file_is_read_by_keras(folder: Path) -> None:
 def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
     code = folder / "code"
     names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file() and path.suffix == ".py"}
-    assert names == {f"{model_logging.CODE}/{name}" for name in model_logging.SERVED}
+    (package,) = {name.partition("/")[0] for name in names}
+    assert package.startswith("experiments_served") and names == {f"{package}/{name}" for name in model_logging.SERVED}
     needed: set[str] = set()
     for name in names:
         tree = ast.parse((code / name).read_text(encoding="utf-8"))
@@ -167,11 +170,30 @@ def test_its_code_needs_nothing_else_of_this_package(folder: Path) -> None:
         needed |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name for name in needed if name.startswith("experiments")} == {
-        f"{model_logging.CODE}.images",
-        f"{model_logging.CODE}.images.colors",
-        f"{model_logging.CODE}.images.decoder_settings",
-        f"{model_logging.CODE}.images.file_formats",
-        f"{model_logging.CODE}.images.plugins",
-        f"{model_logging.CODE}.images.resizing",
-        f"{model_logging.CODE}.errors",
+        f"{package}.images",
+        f"{package}.images.colors",
+        f"{package}.images.decoder_settings",
+        f"{package}.images.file_formats",
+        f"{package}.images.plugins",
+        f"{package}.images.resizing",
+        f"{package}.errors",
     }
+
+
+def test_models_of_two_versions_are_served_with_their_own_code(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "package"
+    for name in model_logging.SERVED:
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE / name, other / name)
+    resizing = other / "images/resizing.py"
+    text = resizing.read_text().replace("return np.asarray(image.resize", "return 255 - np.asarray(image.resize")
+    resizing.write_text(text)
+    monkeypatch.setattr(model_logging, "PACKAGE", other)
+    metadata = {"classes": list(CLASSES), "image_size": SIZE}
+    model_logging.Flavor.save_model(str(tmp_path / "model"), Model(metadata=metadata), classifier())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    inverting = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert list(served.predict([image(230)])["class"]) == ["dogs"]
+    assert list(inverting.predict([image(230)])["class"]) == ["cats"]

@@ -29,6 +29,7 @@ RESIZING = {
     "pad": "the whole image, its proportions kept, centered on a black square (Keras: pad_to_aspect_ratio=True)",
     "crop": "its largest centered square (Keras: crop_to_aspect_ratio=True)",
 }
+SCORES = "scores that only rank images, as of a hinge loss, and are no probabilities,"
 TOLERANCE, COARSE = 1e-4, 1e-2  # largest accepted difference in probability: of float32 models, of others
 BATCH = 32
 REPRESENTATIVE = 200  # training images from which int8 takes the ranges of activations
@@ -123,7 +124,7 @@ def compare(
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
     """Return the contents of model.json: everything that is needed to use the exported files without this program."""
     size, settings = int(model.input_shape[1]), run.decoder_settings
-    divisor = None
+    divisor, is_hinge = None, run.plain.get("loss") == "hinge"
     with contextlib.suppress(ConfigError):  # the run has no temperature
         divisor = temperature(run)
     return {
@@ -135,7 +136,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "resize": f"{RESIZING[settings.resize]}; bilinear with antialiasing; EXIF orientation applied first",
         "data.resize": settings.resize,
         "gray_range": settings.gray_range,  # values of black and white in 16- and 32-bit gray images
-        "output": "probabilities [N, classes] float32, in the order of `classes`",
+        "output": f"{SCORES if is_hinge else 'probabilities'} [N, classes] float32, in the order of `classes`",
         # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
         "positive": run.decision.positive,
         "threshold": run.decision.threshold,

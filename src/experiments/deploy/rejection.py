@@ -50,6 +50,8 @@ def prepare(
     if NONE in run.classes and (confidence.reject is not None or confidence.unlike is not None):
         raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
     answers, sentences, distances = Answers(run.classes, run.decision), [], None
+    if run.plain.get("loss") == "hinge":
+        sentences.append("The run's loss is hinge: what is given as probability is a score that only ranks images")
     if confidence.calibrated:
         answers.temperature = temperature(run)
         sentences.append(f"Temperature of the probabilities: {answers.temperature:.3g}")

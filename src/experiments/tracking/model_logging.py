@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import io
 import os
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 NAME = "model"  # runs:/ID/model
 # The requirements are listed here because MLflow would infer them in a process that imports everything again.
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow")
-CODE = "experiments_served"
+CODE = "experiments_served"  # the beginning of the name of the package that a logged model has
 SERVED = (
     "tracking/serving.py", "images/decoder.py", "images/decoder_settings.py", "images/file_formats.py",
     "images/plugins.py", "images/colors.py", "images/resizing.py", "errors.py",
@@ -78,27 +79,33 @@ class Flavor:
         import mlflow.keras
         from mlflow import pyfunc
         from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, Schema
+        from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types.schema import Map
 
         requirements = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
         mlflow.keras.save_model(model, path, mlflow_model=mlflow_model, pip_requirements=requirements)
         # No MLflow schema can express "image files or pixels", so `tracking.serving` validates the input itself.
+        shares = ColSpec(Map(DataType.double), "probabilities")
         mlflow_model.signature = ModelSignature(
-            outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability")])
+            outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability"), shares])
         )
         environment = mlflow_model.flavors[pyfunc.FLAVOR_NAME][pyfunc.ENV]
-        pyfunc.add_to_model(mlflow_model, loader_module=f"{CODE}.tracking.serving", code="code", env=environment)
-        copy_code(Path(path) / "code")
+        package = copy_code(Path(path) / "code")
+        pyfunc.add_to_model(mlflow_model, loader_module=f"{package}.tracking.serving", code="code", env=environment)
         mlflow_model.save(os.path.join(path, "MLmodel"))
 
 
-def copy_code(folder: Path) -> None:
+def copy_code(folder: Path) -> str:
     """Copy the modules that serving needs, so that a model is served with the decoder that it was trained with.
 
-    The copy has a package name of its own, so that it does not hide an installed `experiments`.
+    Returns:
+        The name of their package. It does not hide an installed `experiments`, and differs for other code: a process
+        that loads models of two versions would import the first one's for both.
     """
-    for name in SERVED:
-        target = folder / CODE / name
+    texts = {name: (PACKAGE / name).read_text(encoding="utf-8") for name in SERVED}
+    package = f"{CODE}_{hashlib.sha256(''.join(texts.values()).encode()).hexdigest()[:12]}"
+    for name, text in texts.items():
+        target = folder / package / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = (PACKAGE / name).read_text(encoding="utf-8")
-        target.write_text(text.replace("from experiments.", f"from {CODE}."), encoding="utf-8")
+        target.write_text(text.replace("from experiments.", f"from {package}."), encoding="utf-8")
+    return package
