@@ -87,6 +87,14 @@ def test_a_report_that_cannot_be_logged_is_there(
     assert (trained / "report.html").read_text(encoding="utf-8") == "the page"
 
 
+def test_the_typed_store_wins_over_that_of_the_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_report, "html", lambda *arguments: "the page")
+    with pytest.raises(SystemExit, match=r"not in MLflow: .*other\.db"):
+        reported(monkeypatch, capsys, str(trained), "--uri", f"sqlite:///{tmp_path}/other.db")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

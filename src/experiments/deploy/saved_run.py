@@ -55,7 +55,7 @@ class Trained:
 
     name: str
     run_id: str | None  # of the MLflow run
-    uri: str | None  # tracking URI where it was found; None: it was given as a directory
+    uri: str | None  # tracking URI that was given, or where it was found; None: it was given as a directory alone
     folder: Path | None  # the run directory, if it is on this machine
     manifest: Path  # its manifest.csv
     plain: Mapping[str, Any]  # its configuration as logged
@@ -218,7 +218,7 @@ def find(named: str, uri: str | None = None) -> Trained:
         ConfigError: there is no such run, it is not finished, or its files do not exist any more.
     """
     if folder := folder_named(named):
-        return of_folder(folder)
+        return of_folder(folder, uri)
     uri = uri or tracking_uri()
     (facts,) = queries.find_runs(uri, [named])
     kept = folder_of(facts.run_id, facts.tags.get("run_folder"), uri)
