@@ -762,6 +762,20 @@ def test_failures_that_the_caller_reports_are_not_logged(tmp_path: Path, name: s
     assert logger.level == before
 
 
+def test_what_cannot_be_uploaded_is_kept_with_asynchronous_logging_too(
+    store: Store, away: tuple[Any, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow then sends points in a thread of its own, where no error reaches the caller."""
+    _, _, folder = away
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    with connection.unchanged():
+        connection.use(store.uri)
+        run = mlflow_run.MlflowRun("0" * 32, folder)  # a run that the store does not have
+        run.buffer.put(Kind.METRICS, [["loss", 1.0, 1, 0]])
+        run.buffer.send(last=True)
+    assert messages(folder) == ["metrics"] and os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] == "true"
+
+
 def test_one_message_that_is_not_taken_holds_back_no_other(away: tuple[Any, str, Path]) -> None:
     client, run_id, folder = away
     run = mlflow_run.MlflowRun(run_id, folder)

@@ -29,7 +29,7 @@ WAIT = 5.0  # seconds to wait for a first response, unless the user has set TIME
 # is raised as well, and reported by the caller.
 LEVELS = {"urllib3.connectionpool": logging.ERROR, "mlflow.store.db.utils": logging.CRITICAL}
 VARIABLE = "MLFLOW_TRACKING_URI"
-TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUT, ASYNC = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_ENABLE_ASYNC_LOGGING"
 ENVIRONMENT = {  # of MLflow; values that the user has set are kept
     # With the defaults, a server that is down blocks for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -48,12 +48,13 @@ def missing(uri: str) -> bool:
 
 
 def use(uri: str) -> None:
-    """Import MLflow with ENVIRONMENT and make it use a store in this process.
+    """Import MLflow with ENVIRONMENT, without asynchronous logging, and make it use a store in this process.
 
     MLflow also sets MLFLOW_TRACKING_URI. The user's value is restored, as it decides the store of later runs.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ[ASYNC] = "false"  # an upload whose error is not raised would count as done, and its points would be lost
     import mlflow  # The import configures MLflow's logging.
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -69,7 +70,7 @@ def unchanged() -> Iterator[None]:
     logger, loaded = logging.getLogger("mlflow"), sys.modules.get("mlflow")
     level = logger.level if loaded else logging.INFO  # which MLflow sets when it is imported
     levels = {name: logging.getLogger(name).level for name in LEVELS}
-    before = {name: os.environ.pop(name, None) for name in (VARIABLE, *ENVIRONMENT)}
+    before = {name: os.environ.pop(name, None) for name in (VARIABLE, ASYNC, *ENVIRONMENT)}
     uri = loaded.get_tracking_uri() if loaded and loaded.is_tracking_uri_set() else None  # without the variable
     _restore(before)
     try:
