@@ -528,6 +528,22 @@ def test_a_database_of_another_version_of_mlflow_is_refused_with_what_to_do(tmp_
     assert "is newer than" in newer and "mlflow db upgrade postgresql://me:***@there/runs" in older
 
 
+def test_an_experiment_that_another_machine_makes_meanwhile_is_used(
+    store: Store, config: Callable[..., schema.Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each outputs/ has a lock of its own, so several users of one server may look for it before one has made it."""
+    made = mlflow.MlflowClient(store.uri).create_experiment("just made")
+    look_up, looked = mlflow.MlflowClient.get_experiment_by_name, list[str]()
+
+    def not_yet(self: mlflow.MlflowClient, name: str) -> Any:
+        looked.append(name)
+        return look_up(self, name) if len(looked) > 1 else None
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", not_yet)
+    wanted = config(f"tracking.uri={store.uri}", f"outputs={store.outputs}", "tracking.experiment='just made'")
+    assert open_experiment(wanted) == made and looked == ["just made"] * 2
+
+
 def test_an_experiment_in_the_trash_is_named_with_what_restores_it(
     store: Store, config: Callable[..., schema.Config]
 ) -> None:

@@ -26,6 +26,7 @@ def open_experiment(config: Config) -> str:
     lock = database.with_name(f"{database.name}.lock") if database else Path(config.outputs) / ".mlflow.lock"
     connection.use(uri)
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     with connection.errors(uri):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,13 @@ def open_experiment(config: Config) -> str:
                 place = config.tracking.artifacts
                 if place is not None and "://" not in place:
                     place = Path(place).resolve().as_uri()
-                return str(client.create_experiment(name, place, tags=view.tags()))
+                try:
+                    return str(client.create_experiment(name, place, tags=view.tags()))
+                except MlflowException:
+                    # A process with another outputs/, and so with another lock, may have created it meanwhile.
+                    found = client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
         if found.lifecycle_stage == "deleted":
             raise ConfigError(
                 f"tracking.experiment: {experiment_in_trash(uri, found)}; or choose another name: "
