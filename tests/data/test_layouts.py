@@ -132,6 +132,15 @@ def test_train_alone_gives_test_images_too_where_a_fraction_asks_for_them(tmp_pa
     assert sizes(found) == {"train": both(5), "validation": both(3), "test": both(2)}
 
 
+def test_a_note_says_that_no_test_images_are_drawn_where_validation_images_are_given(tmp_path: Path) -> None:
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        draw(tmp_path / "data", folder, 5)
+    note = "no test images are drawn (data.fractions.test), because the data has validation images of its own"
+    for share in (0.0, 0.2):
+        found = read(tmp_path / "data", fractions={"train": 0.8 - share, "validation": 0.2, "test": share})
+        assert sizes(found) == {"train": both(5), "validation": both(5)} and (note in found.notes) == (share > 0)
+
+
 def test_a_class_with_one_training_image_cannot_give_a_validation_image(tmp_path: Path) -> None:
     draw(tmp_path / "data", "train/a", 5)
     draw(tmp_path / "data", "train/b", 1)
