@@ -135,7 +135,7 @@ def test_train_alone_gives_test_images_too_where_a_fraction_asks_for_them(tmp_pa
 def test_a_note_says_that_no_test_images_are_drawn_where_validation_images_are_given(tmp_path: Path) -> None:
     for folder in ("train/a", "train/b", "val/a", "val/b"):
         draw(tmp_path / "data", folder, 5)
-    note = "no test images are drawn (data.fractions.test), because the data has validation images of its own"
+    note = "no test images are drawn (data.fractions.test), as the data has validation images of its own"
     for share in (0.0, 0.2):
         found = read(tmp_path / "data", fractions={"train": 0.8 - share, "validation": 0.2, "test": share})
         assert sizes(found) == {"train": both(5), "validation": both(5)} and (note in found.notes) == (share > 0)

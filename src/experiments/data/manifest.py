@@ -100,7 +100,7 @@ def _select(listing: Listing, settings: SplitSettings) -> Listing:
         listing = grouping.assign_groups(listing, settings.group)
     notes = [note_on_capitals(listing.classes), None if settings.group else grouping.note_on_columns(listing)]
     if "validation" in listing.splits and "test" not in listing.splits and settings.fractions.get("test"):
-        notes.append("no test images are drawn (data.fractions.test), because the data has validation images of its own")
+        notes.append("no test images are drawn (data.fractions.test), as the data has validation images of its own")
     return replace(listing, notes=[*listing.notes, *filter(None, notes)])
 
 
