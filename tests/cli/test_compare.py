@@ -486,7 +486,7 @@ def test_the_end_of_a_name_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_directory_stands_for_its_run_in_the_store_where_it_is(tmp_path: Path) -> None:
     facts = {"command": {}, "status": "FINISHED", "run_id": "a" * 32, "store": "sqlite:////somewhere/mlflow.db"}
-    files = {"run.json": json.dumps(facts), "config.yaml": "outputs: here", "manifest.csv": "path", "metrics.json": "{}"}
+    files = {"run.json": json.dumps(facts), "config.yaml": "outputs: o", "manifest.csv": "path", "metrics.json": "{}"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert in_mlflow([str(tmp_path), "adam"]) == (["a" * 32, "adam"], ["sqlite:////somewhere/mlflow.db"])
