@@ -83,7 +83,7 @@ def inspect(
     part: str, *overrides: str, run: Run | str | os.PathLike[str] | None = None,
     uri: str | None = None, config_dir: str | Path | None = None, **keys: Any,
 ) -> Inspected:  # fmt: skip
-    """Inspect one part of a configuration, or a finished run, as `experiments inspect` does; nothing is written.
+    """Inspect one part of a configuration, or a finished run, as `experiments inspect` does; only the cache is written.
 
     Args:
         part: `data`: classes, splits, sizes, invalid files; `augmentation`: training images and what becomes of them;
