@@ -275,8 +275,9 @@ def _differences(whole: Sequence[Candidate], objective: str, command: str) -> li
     if metric != objective:
         lines.append(f"The winner is chosen by {objective}; the comparisons that follow are of accuracy.")
     lines.append(difference_sentence(winner.name, second.name, found[0], metric))
-    alike = sum(not difference.significant for difference in found)
-    lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
+    if len(found) > 1:
+        alike = sum(not difference.significant for difference in found)
+        lines.append(f"{alike} of the {len(found)} other candidates are not significantly different from the winner.")
     command = re.sub(r"\s+seed=\S+", "", command)
     return lines + limitations(found, f"To test the settings, sweep seeds as well: {command} seed=0,1,2", "candidate")
 
