@@ -21,7 +21,7 @@ from experiments.reuse import like, resume
 from experiments.runs import continuation as continuation_of
 from experiments.runs.curves import Curves
 from experiments.runs.run_directory import RunDirectory
-from experiments.sweeps.worker_tasks import prepare_jobs
+from experiments.sweeps.worker_tasks import prepare_jobs, shared
 from experiments.system.paths import default_outputs
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.training.callbacks import build_variables
@@ -171,6 +171,9 @@ def test_jobs_of_a_sweep_continue_a_run_with_identities_of_their_own(
     assert len({job.identity for job in jobs}) == 3
     continuation_of.check(config(*given, f"continue_from={short}", "model.head.dropout=0.1", "model.head.l2=0.1"))
     assert [bool(job.components.continued) for job in jobs] == [True, True, False]
+    tuned = (*given, "regime=finetune")
+    jobs = prepare_jobs([config(*tuned, f"continue_from={short}"), config(*tuned), config(*tuned, "optimizer.lr=1e-5")])
+    assert "head phases: 1 for 2 jobs" in shared(jobs)[0], "a continued run trains no head"
 
 
 def test_a_winner_is_continued_from_the_state_of_its_job(

@@ -210,7 +210,9 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
         )
     head_folders = [
         bottleneck.head_folder(bottleneck.head_components(job.components), job.dataset)
-        for job in jobs if declaration_of(job.components.regime).head_first
+        for job in jobs
+        if declaration_of(job.components.regime).head_first
+        and job.components.head_file is None and job.components.continued is None  # whose heads are trained already
     ]  # fmt: skip
     heads = set(head_folders)
     if heads:
