@@ -57,7 +57,11 @@ def files(tmp_path: Path) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch) -> Call:
     """The command on a model of our own; its exit code."""
     plain_run = SimpleNamespace(
-        classes=("cats", "dogs"), model=classifier, decoder_settings=DEFAULTS, decision=Decision(), plain={}
+        classes=("cats", "dogs"),
+        model=classifier,
+        decoder_settings=DEFAULTS,
+        decision=Decision(),
+        gives_probabilities=True,
     )
 
     def start(*arguments: str | Path, run: SimpleNamespace = plain_run) -> int:
@@ -279,7 +283,7 @@ def trained() -> SimpleNamespace:
     """A run with six validation images, whose two least confident answers are wrong."""
     rows = validation([(0.99, True), (0.95, True), (0.8, True), (0.8, True), (0.7, False), (0.6, False)])
     return SimpleNamespace(
-        name="some-run", classes=("cats", "dogs"), model=classifier, plain={"loss": "crossentropy"}, metrics={},
+        name="some-run", classes=("cats", "dogs"), model=classifier, gives_probabilities=True, metrics={},
         decoder_settings=DEFAULTS, predictions=lambda split: rows, decision=Decision(),
     )  # fmt: skip
 
@@ -351,7 +355,7 @@ def test_calibrated_confidences_are_compared_with_a_calibrated_threshold_and_cla
             {"predictions": lambda split: validation([(0.9, True)])},
             "all validation images correctly",
         ),
-        (("--calibrated",), {"plain": {"data": {}, "loss": "hinge"}}, "hinge"),
+        (("--calibrated",), {"gives_probabilities": False}, "hinge"),
     ],
 )
 def test_what_cannot_be_rejected_or_calibrated_is_an_error(
@@ -365,7 +369,7 @@ def test_scores_of_a_hinge_loss_are_not_given_as_probabilities(
     tmp_path: Path, call: Call, trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(save(tmp_path / "a.png", 100), run=trained) == 0 and "hinge" not in capsys.readouterr().err
-    trained.plain = {"loss": "hinge"}
+    trained.gives_probabilities = False
     assert call(save(tmp_path / "a.png", 100), run=trained) == 0
     assert "a score that only ranks images" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import shutil
@@ -404,6 +405,7 @@ def test_another_decoder_looks_again(root: Path, monkeypatch: pytest.MonkeyPatch
 def test_damaged_validation_results_are_not_used(
     root: Path, harm: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)  # notes on the data are no warnings
     first = read(root)
     (kept,) = (root.parent / "cache" / "manifests").iterdir()
     kept.write_bytes(harm(kept.read_bytes()))
@@ -411,7 +413,7 @@ def test_damaged_validation_results_are_not_used(
     assert str(kept) in caplog.text
     caplog.clear()
     assert read(root) == first
-    assert str(kept) not in caplog.text
+    assert not caplog.text
 
 
 def test_fingerprint_moves_with_content_name_and_split(root: Path) -> None:

@@ -73,7 +73,7 @@ def run(tmp_path: Path) -> SimpleNamespace:
     ]  # fmt: skip
     (tmp_path / "run").mkdir()
     return SimpleNamespace(
-        name="some-run", classes=CLASSES, model=classifier, plain={"loss": "crossentropy"}, decoder_settings=DEFAULTS,
+        name="some-run", classes=CLASSES, model=classifier, gives_probabilities=True, decoder_settings=DEFAULTS,
         metrics={"validation.temperature": 2.0}, predictions=lambda split: validation,
         decision=Decision("dogs"), manifest=tmp_path / "manifest.csv",
         images=lambda split: read_rows(tmp_path / "manifest.csv"), earlier_training_images=set,
@@ -119,7 +119,7 @@ def test_the_report_is_that_of_scikit_learn(images: Path, call: Call, run: Simpl
 
 
 def test_the_threshold_and_the_loss_of_the_run_decide(images: Path, call: Call, run: SimpleNamespace) -> None:
-    run.decision, run.plain = Decision("dogs", 0.7), {"loss": "hinge"}
+    run.decision, run.gives_probabilities = Decision("dogs", 0.7), False
     assert call(images) == 0
     (output,) = (run.folder / "evaluations").iterdir()
     rows = read_rows(output / "predictions_evaluation.csv")

@@ -180,6 +180,7 @@ def test_the_winner_is_not_compared_with_itself(folder: Path) -> None:
     found = " ".join(summary_files.write_summary(folder)["sentences"])
     assert "Winner by validation accuracy: x=a" in found and "Runner-up: x=c" in found
     assert "2 of the 4 candidates are the same runs as others" in found
+    assert "these two trained models are significantly different" in found
     assert "other candidates" not in found, "the one other is compared by name"
     assert "is the best of 2" in found
 

@@ -13,9 +13,7 @@ from experiments.config.overrides import as_typed
 from experiments.config.schema import LOWER_IS_BETTER
 from experiments.evaluation.evaluate import METRICS, Baseline
 from experiments.evaluation.statistics import LEVEL, UNKNOWN
-from experiments.reports.text import format_score
-from experiments.system.paths import tracking_uri
-from experiments.system.redaction import redact_credentials
+from experiments.reports.text import format_score, other_store
 
 MOST_METRICS = 6  # columns of a table of metrics
 MOST_SENTENCES = 6  # Up to this number of comparisons, each has a sentence of its own.
@@ -110,7 +108,7 @@ def more_seeds(comparison: Comparison) -> str:
     most = max((list(group.accuracy.by_seed) for group in comparison.groups), key=len)
     seeds = ",".join(most if len(most) > 1 else ("0", "1", "2"))
     # `train` searches the store in use here, and compares nothing with runs in another one.
-    place = None if comparison.uri in (None, tracking_uri()) else redact_credentials(comparison.uri)
+    place = other_store(comparison.uri)
     store = f" {as_typed('tracking.uri', place) or f'tracking.uri={place}'}" if place else ""
     shown = [
         f"python -m experiments.train -m {as_typed('like', run.run_id) or f'like={run.run_id}'} seed={seeds} "

@@ -81,8 +81,8 @@ def evaluate(
         raise DataError(f"None of the {len(skipped)} images can be used. {printable(first.path)}: {first.text}")
     labels = np.array([run.classes.index(class_of[path]) for path in shares])
     files = [(path, hashes[path][0]) for path in shares]
-    scores, is_probability = np.stack(list(shares.values())), run.plain.get("loss") != "hinge"
-    report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, is_probability)
+    scores = np.stack(list(shares.values()))
+    report = report_on(SPLIT, files, labels, scores, run.classes, run.decision, run.gives_probabilities)
     metrics = {f"{SPLIT}.{name}": value for name, value in report.metrics.items()}
     metrics |= confidence_metrics({SPLIT: report}, run.metrics.get(TEMPERATURE))
     known = [prediction for prediction in report.predictions if prediction.sha256 in trained | earlier]

@@ -124,7 +124,7 @@ def compare(
 def about(run: Trained, model: keras.Model) -> dict[str, object]:
     """Return the contents of model.json: everything that is needed to use the exported files without this program."""
     size, settings = int(model.input_shape[1]), run.decoder_settings
-    divisor, is_hinge = None, run.plain.get("loss") == "hinge"
+    divisor, what = None, "probabilities" if run.gives_probabilities else SCORES
     with contextlib.suppress(ConfigError):  # the run has no temperature
         divisor = temperature(run)
     return {
@@ -136,7 +136,7 @@ def about(run: Trained, model: keras.Model) -> dict[str, object]:
         "resize": f"{RESIZING[settings.resize]}; bilinear with antialiasing; EXIF orientation applied first",
         "data.resize": settings.resize,
         "gray_range": settings.gray_range,  # values of black and white in 16- and 32-bit gray images
-        "output": f"{SCORES if is_hinge else 'probabilities'} [N, classes] float32, in the order of `classes`",
+        "output": f"{what} [N, classes] float32, in the order of `classes`",
         # Of two classes, the positive one is predicted from this probability on; null: the most probable class is.
         "positive": run.decision.positive,
         "threshold": run.decision.threshold,

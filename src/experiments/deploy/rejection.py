@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def temperature(run: Trained) -> float:
     """Return the temperature of a run, fitted now if it recorded none; raise ConfigError if it has none."""
-    if run.plain.get("loss") == "hinge":
+    if not run.gives_probabilities:
         raise ConfigError(f"{run.name}: a hinge loss trains scores that are no probabilities: they have no temperature")
     found = run.metrics.get(calibration.TEMPERATURE)
     found = found or calibration.fit_temperature(*calibration.arrays_of(run.predictions("validation")))
@@ -50,7 +50,7 @@ def prepare(
     if NONE in run.classes and (confidence.reject is not None or confidence.unlike is not None):
         raise ConfigError(f"{run.name}: has a class called {NONE!r}, which is also the answer for rejected images")
     answers, sentences, distances = Answers(run.classes, run.decision), [], None
-    if run.plain.get("loss") == "hinge":
+    if not run.gives_probabilities:
         sentences.append("The run's loss is hinge: what is given as probability is a score that only ranks images")
     if confidence.calibrated:
         answers.temperature = temperature(run)

@@ -79,6 +79,11 @@ class Trained:
         return classes if isinstance(classes, Mapping) else {}
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether its model's scores are probabilities; those of a hinge loss only rank images."""
+        return self.plain.get("loss") != "hinge"
+
+    @property
     def decoder_settings(self) -> DecoderSettings:
         """How image files are decoded for its model."""
         return DecoderSettings.of(self.plain["data"])

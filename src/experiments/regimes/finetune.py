@@ -44,8 +44,7 @@ def feature_requests(components: RunComponents, dataset: Dataset) -> list[Featur
         requests += [
             FeatureRequest(network_split, dataset.train, view) for view in stored_views(components, network_split)
         ]
-    known = components.head_file is not None or components.continued is not None
-    if not known and not head_folder(head_components(components), dataset).is_dir():
+    if not components.has_trained_head and not head_folder(head_components(components), dataset).is_dir():
         frozen = frozen_backbone(components)
         requests += [FeatureRequest(frozen, images) for images in (dataset.train, dataset.validation)]
     return requests

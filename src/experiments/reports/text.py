@@ -33,6 +33,11 @@ POSITIVE = ("precision", "recall", "f1", "roc_auc", "average_precision")  # of t
 RATIOS = ("matthews", "macro_f1", "f1", "roc_auc", "average_precision")  # metrics that are no shares of images
 
 
+def other_store(uri: str | None) -> str | None:
+    """Return the redacted address of a tracking store that commands have to name, as it is not the one in use here."""
+    return None if uri in (None, tracking_uri()) else redact_credentials(str(uri))
+
+
 def print_results(
     console: Console, folder: Path, reports: Mapping[str, Report], run_id: str | None, epochs: Sequence[str] = (),
     uri: str | None = None,
@@ -47,7 +52,8 @@ def print_results(
     scores = [line for report in reports.values() for line in [accuracy_line(report), *metric_lines(report)]]
     places = [f"run folder  {folder}"]
     places += [f"report      {folder / REPORT}"] if (folder / REPORT).is_file() else []
-    where = "" if uri in (None, tracking_uri()) else f" --uri {shlex.quote(redact_credentials(str(uri)))}"
+    place = other_store(uri)
+    where = f" --uri {shlex.quote(place)}" if place else ""
     places += [f"MLflow run  {run_id}   look at it: experiments ui{where}"] if run_id else []
     console.print("\n".join([*epochs, *scores]), highlight=False, markup=False, soft_wrap=True)
     print_classes(console, list(reports.values())[-1])

@@ -211,9 +211,8 @@ def shared(jobs: Sequence[PreparedJob]) -> tuple[list[str], bool]:
     head_folders = [
         bottleneck.head_folder(bottleneck.head_components(job.components), job.dataset)
         for job in jobs
-        if declaration_of(job.components.regime).head_first
-        and job.components.head_file is None and job.components.continued is None  # whose heads are trained already
-    ]  # fmt: skip
+        if declaration_of(job.components.regime).head_first and not job.components.has_trained_head
+    ]
     heads = set(head_folders)
     if heads:
         trained = sum(folder.is_dir() for folder in heads)

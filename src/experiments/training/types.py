@@ -162,6 +162,11 @@ class RunComponents:
     def cache(self) -> Path:
         return self.config.cache
 
+    @property
+    def has_trained_head(self) -> bool:
+        """Whether the run takes its head from another run, and trains none."""
+        return self.head_file is not None or self.continued is not None
+
 
 @dataclass(frozen=True)
 class TrainingResult:
