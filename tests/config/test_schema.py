@@ -468,14 +468,28 @@ def test_settings_from_the_environment_are_known_by_a_hash(config: Read, monkeyp
 def test_what_a_model_is_used_with_is_logged_even_if_it_came_from_the_environment(
     config: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"HOW": "pad", "SIZE": "64", "GRAYS": "[0,4095]", "LOSS": "hinge", "EPOCHS": "3"}.items():
+    values = {
+        "HOW": "pad",
+        "SIZE": "64",
+        "GRAYS": "[0,4095]",
+        "LOSS": "hinge",
+        "EPOCHS": "3",
+        "POOL": "max",
+        "FILE": "w",
+    }
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
     given = {"data.image_size": "SIZE", "data.gray_range": "GRAYS", "epochs": "EPOCHS"}
     decoded = [f"{key}='${{oc.decode:${{oc.env:{name}}}}}'" for key, name in given.items()]
-    found = config("data=folder", "data.root=x", "data.resize=${oc.env:HOW}", "loss=${oc.env:LOSS}", *decoded)
+    texts = ["data.resize=${oc.env:HOW}", "loss=${oc.env:LOSS}", "model.head.pooling=${oc.env:POOL}"]
+    found = config(
+        "data=folder", "data.root=x", "regime=finetune", "model=vgg16", "model.weights=${oc.env:FILE}", *texts, *decoded
+    )
     plain = logged(found)
     assert DecoderSettings.of(plain["data"]) == DecoderSettings((0, 4095), "pad")
     assert (plain["data"]["image_size"], plain["loss"], plain["epochs"]) == (64, "hinge", 3)
+    assert plain["model"]["head"]["pooling"] == "max"
+    assert plain["model"]["weights"] == "${oc.env:FILE}", "a path is no part of the model"
 
 
 @pytest.mark.parametrize("regime, override", [

@@ -13,6 +13,7 @@ from PIL import Image
 from experiments.data import manifest
 from experiments.data.pixel_cache import images_of
 from experiments.data.types import Manifest, SplitSettings
+from experiments.deploy.predict import resize_image
 from experiments.errors import ConfigError, DataError
 from experiments.images.decoder_settings import MAX_PIXELS, DecoderSettings, Resize
 from experiments.images.resizing import fit, map_back, resize
@@ -112,3 +113,29 @@ def test_a_data_set_is_read_as_its_settings_say(tmp_path: Path) -> None:
     assert len(read(max_pixels=41 * 21).entries) == 4
     with pytest.raises(DataError, match=r"train/b/x.png: is too large \(41 x 21 pixels, at most 860\)"):
         read(max_pixels=41 * 21 - 1)  # although all are known to be valid with a larger limit
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "HSV", "LAB", "I;16"]
+)
+def test_images_of_every_mode_of_pillow_are_used(mode: str) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (20, 30), "uint8")
+    image = Image.fromarray(gray * np.uint16(257) if mode == "I;16" else gray)
+    for step in {"La": ("LA",), "PA": ("P",), "RGBa": ("RGBA",), "LAB": ("RGB",)}.get(mode, ()):
+        image = image.convert(step)
+    image = image if mode == "I;16" else image.convert(mode)
+    found = resize_image(image, 20, DecoderSettings())
+    assert not isinstance(found, str)
+    expected = gray if mode != "1" else np.asarray(Image.fromarray(gray).convert("1").convert("L"))
+    difference = np.abs(found.astype(int) - resize(Image.fromarray(expected).convert("RGB"), 20))
+    assert difference.max() <= (6 if mode == "LAB" else 1)
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32"])
+def test_32_bit_grays_in_memory_need_a_range(kind: str) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (20, 30), "uint8")
+    image = Image.fromarray(gray.astype(kind) * 1000)
+    reason = resize_image(image, 20, DecoderSettings())
+    assert isinstance(reason, str) and "nothing says which values are black and white" in reason
+    found = resize_image(image, 20, DecoderSettings((0, 255_000)))
+    np.testing.assert_array_equal(found, resize_image(Image.fromarray(gray), 20, DecoderSettings()))

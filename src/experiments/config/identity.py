@@ -20,10 +20,11 @@ NOT_IDENTITY = (
 NAMES_OF_INPUTS = ("model.weights", "regime.head_from", "continue_from", "regime.ignores")
 DEFAULTS_OF_OTHERS = ("model.finetune_lr",)  # keys that other keys refer to, whose values say all
 REPEATS = ("seed", "data.fold")  # runs that differ only in the values of these keys are repeats of one setting
-# Keys that are read from what a run has logged, to compare it with others, to report on it and to use its model.
+# Keys that are read from what a run has logged, to compare it with others, to report on it and to use its model. So are
+# those of `model`.
 USED_LATER = (
     *REPEATS, "data.image_size", "data.resize", "data.gray_range", "data.max_pixels", "loss", "monitor", "epochs",
-    "best_weights", "runtime.precision",
+    "best_weights", "runtime.precision", "regime.unfrozen_blocks",
 )  # fmt: skip
 RUNTIME = ("precision", "xla")  # the keys of `runtime` that change what a run computes
 
@@ -36,13 +37,17 @@ def effective(config: Config) -> dict[str, Any]:
 def logged(config: Config) -> dict[str, Any]:
     """Return the effective configuration, with values from the environment unresolved, such as ${oc.env:NAME}.
 
-    The keys in USED_LATER are resolved: a model that was trained with `data.resize=pad` has to be used with it.
+    Keys that are used later are resolved: a model that was trained with `data.resize=pad` has to be used with it.
     """
     plain = effective(config)
     for key, text in config.unresolved.items():
-        for node, last in _places(plain, key) if key not in USED_LATER else ():
+        for node, last in _places(plain, key) if not _is_used_later(key) else ():
             node[last] = text
     return plain
+
+
+def _is_used_later(key: str) -> bool:
+    return key in USED_LATER or (key.startswith("model.") and key not in NAMES_OF_INPUTS)
 
 
 def _without(plain: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32  # of the images that a run has recorded
+# Pillow's modes that no PNG has, and the mode to convert them to.
+WITHOUT_FILE = dict.fromkeys(("CMYK", "YCbCr", "LAB", "HSV", "RGBX"), "RGB") | {
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+}
 AHEAD = 4  # batches of images that are decoded, or being decoded, while the network computes one
 
 
@@ -188,17 +194,20 @@ def read_image(path: str, size: int, decoder_settings: DecoderSettings) -> np.nd
 def resize_image(image: Image.Image, size: int, decoder_settings: DecoderSettings) -> np.ndarray | str:
     """Return an image's pixels [size, size, 3] uint8 as those of a file that holds it, or why it cannot be used.
 
-    Modes other than RGB go through a PNG file in memory, so that the decoder treats transparency, palettes and 16-bit
-    grays as it does those of files.
+    Modes other than RGB go through a file in memory, so that the decoder treats transparency, palettes and grays of 16
+    and 32 bits as it does those of files.
     """
     content = io.BytesIO()
     try:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # PNG has none of these
-            upright = upright.convert("RGB")
+        if upright.mode in WITHOUT_FILE:
+            upright = upright.convert(WITHOUT_FILE[upright.mode])
         if upright.mode == "RGB" and "transparency" not in upright.info:
             return resize(upright, size, decoder_settings.resize)
-        upright.save(content, "PNG", compress_level=1)
+        if upright.mode in ("I", "F"):
+            upright.save(content, "TIFF")
+        else:
+            upright.save(content, "PNG", compress_level=1)
         return decoder.decode_resized(content.getvalue(), size, decoder_settings)
-    except (OSError, DataError) as error:  # the image is truncated, or of a mode that PNG does not have
+    except (OSError, DataError) as error:  # the image is truncated, or the meaning of its values is not known
         return str(error).partition(";")[0]
