@@ -978,6 +978,10 @@ def test_addresses_are_checked_before_anything_else() -> None:
     connection.check("sqlite:///somewhere/mlflow.db")
     for files in ("./mlruns", Path("/somewhere/mlruns").as_uri()):
         assert "Check the file, its folder" in str(connection.unusable(files, "in maintenance mode"))
+    refused = "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed with error code 401 != 200."
+    for reason in (refused, refused.replace("401", "403"), "PERMISSION_DENIED: no permission for experiment 3"):
+        message = str(connection.unusable("http://there:5000", reason))
+        assert "MLFLOW_TRACKING_USERNAME" in message and "that the server runs" not in message
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         connection.check(f"postgresql+psycopg://me:secret@127.0.0.1:{port}/runs")

@@ -289,7 +289,7 @@ def close_run(uri: str, run_id: str, folder: Path, metrics: Mapping[str, float],
         summary_runs.end_sweep(uri, run_id, folder, metrics, status)
     except ConfigError as error:
         logging.getLogger(__name__).warning(
-            "The sweep's summary is not in MLflow (%s). When the server is back: experiments summarize %s",
+            "The sweep's summary is not in MLflow (%s). When it can be: experiments summarize %s",
             redact_credentials(str(error))[:300], folder,
         )  # fmt: skip
         sys.stderr.flush()

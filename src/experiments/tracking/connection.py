@@ -170,6 +170,11 @@ def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
         reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
     reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's messages contain the whole statement, which is cut off.
     local = sqlite_file(uri) is not None or uri.startswith("file:") or "://" not in uri
+    if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", reason):
+        remedy = (
+            "Give a user who may do this, in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a token in "
+            "MLFLOW_TRACKING_TOKEN"
+        )
     remedy = remedy or (
         "Check the file, its folder and the room on its disk" if local else "Check the address and that the server runs"
     )

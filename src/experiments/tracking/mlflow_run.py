@@ -169,6 +169,6 @@ class MlflowRun:
             self.buffer.send(last=True)
         if self.buffer.waiting:
             _log.warning(
-                "Not all of this run is in MLflow (%s). When the server is back: experiments sync %s",
+                "Not all of this run is in MLflow (%s). When it can be: experiments sync %s",
                 redact_credentials(self.buffer.reason or ""), shlex.quote(str(self.folder)),
             )  # fmt: skip
