@@ -37,7 +37,7 @@ from experiments.errors import ConfigError, Pruned
 from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes import scratch
-from experiments.runs.curves import PHASES, parse
+from experiments.runs.curves import PHASES, read
 from experiments.storage import atomic_files
 from experiments.storage.csv_files import read_rows
 from experiments.tracking import (
@@ -46,10 +46,10 @@ from experiments.tracking import (
     description,
     inputs,
     liveness,
-    migrations,
     mlflow_run,
     model_logging,
     queries,
+    sqlite_store,
     summary_runs,
     sync,
     upload,
@@ -192,9 +192,10 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
         assert written == curve(name, "validation_loss")
 
 
-def test_curves_of_version_0_1_are_read() -> None:
+def test_curves_of_version_0_1_are_read(tmp_path: Path) -> None:
     text = "step,phase,epoch,timestamp,loss,pictures_per_second\n0,head,0,1000,0.5,120.0\n"
-    (record,) = parse(text)
+    (tmp_path / "curves.csv").write_text(text)
+    (record,) = read(tmp_path / "curves.csv")
     assert record.metrics == {"loss": 0.5, "images_per_second": 120.0}
 
 
@@ -507,7 +508,7 @@ def test_a_database_of_another_version_of_mlflow_is_refused_with_what_to_do(tmp_
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config, _get_latest_schema_revision
 
-    known, newest = migrations.installed_versions()
+    known, newest = sqlite_store.installed_versions()
     assert newest == _get_latest_schema_revision()
     scripts = ScriptDirectory.from_config(_get_alembic_config(""))
     assert known == {script.revision for script in scripts.walk_revisions()}

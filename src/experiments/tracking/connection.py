@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from experiments.errors import ConfigError
 from experiments.system.paths import sqlite_file
 from experiments.system.redaction import redact_credentials
-from experiments.tracking import migrations, moved_store
+from experiments.tracking import sqlite_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,9 +139,9 @@ def check(uri: str | None) -> None:
     """
     uri = uri or ""
     if (file := sqlite_file(uri)) is not None:
-        if found := migrations.sqlite_problem(file, uri):
+        if found := sqlite_store.sqlite_problem(file, uri):
             raise unusable(uri, *found)
-        moved_store.follow_move(file)
+        sqlite_store.follow_move(file)
         return
     try:
         parts = urlsplit(uri)
@@ -167,7 +167,7 @@ def _wait() -> float:
 def unusable(uri: str, reason: str, remedy: str | None = None) -> ConfigError:
     """Return the error for a store that cannot be used, with MLflow's reason and, unless given, the usual remedy."""
     if outdated := re.search(r"out-of-date database schema \(found version (\w+)", reason):
-        reason, remedy = migrations.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
+        reason, remedy = sqlite_store.problem(outdated[1].lower(), uri, sqlite_file(uri)) or (reason, remedy)
     reason = reason.partition("\n[SQL: ")[0]  # SQLAlchemy's messages contain the whole statement, which is cut off.
     local = sqlite_file(uri) is not None or uri.startswith("file:") or "://" not in uri
     if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", reason):

@@ -2,7 +2,7 @@
 
 No public API offers any of these. A release of MLflow that changes one of them fails
 tests/tracking/test_private_mlflow_api.py. The format of the UI's shared view is in `view`, the versions of the database
-schema in `migrations`; the same tests cover both.
+schema in `sqlite_store`; the same tests cover both.
 """
 
 from __future__ import annotations
