@@ -43,7 +43,4 @@ def main() -> None:
     console = PlainConsole()
     console.print()
     show(console, comparison, compare_classes(comparison))
-    console.print(
-        f"\nThree runs in {time.perf_counter() - began:.0f} s. Look at them: make ui (or: experiments ui)",
-        highlight=False,
-    )
+    console.print(f"\nThree runs in {time.perf_counter() - began:.0f} s. Look at them: make ui (or: experiments ui)")

@@ -62,7 +62,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         ConfigError: something would stop a run; none was started.
     """
     from experiments.cli.compare import table
-    from experiments.runs.lock import claim
+    from experiments.storage.atomic_files import claim
     from experiments.sweeps import plan, reproduction
     from experiments.sweeps.launchers import processes
     from experiments.sweeps.session import inspect_jobs

@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from experiments.config.schema import Config, Tracking
 from experiments.errors import ConfigError, DataError, Pruned
 from experiments.runs.command import format_command
-from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import CURVES, FACTS, JOB, SWEEP, RunDirectory
+from experiments.storage.atomic_files import PATIENCE, claim
 from experiments.system.redaction import redacted
 from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, keep_last
 from experiments.training.types import Status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from experiments.config.identity import effective
 from experiments.config.overrides import leaves, value_at
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, RunDirectory
+from experiments.runs.run_directory import CONFIG, CURVES, MANIFEST, RunDirectory
 
 KEY = "continue_from"
 COPIED = (CONFIG, MANIFEST, CURVES)
@@ -90,5 +89,5 @@ def copy_source(config: Config, folder: Path) -> Path | None:
 
 def source_identity(directory: RunDirectory) -> str:
     """Return what identifies the run whose files are copied: its identity, and whether its state was kept."""
-    facts = json.loads((directory.folder / FACTS).read_bytes())
+    facts = directory.facts()
     return f"{facts['identity']} {'with' if facts['state'] else 'without'} optimizer state"

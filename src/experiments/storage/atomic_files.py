@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from experiments.errors import ConfigError
+
+PATIENCE = 60.0  # seconds to wait for the previous process of a run, which may just be ending
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +99,22 @@ def hold(path: Path) -> Iterator[bool]:
     finally:
         if locked:
             lock.release()
+
+
+def claim(folder: Path, name: str = ".run.lock", what: str = "run", wait: float = 0) -> FileLock:
+    """Return the lock of a run's or a sweep's directory, acquired unless locks are not supported there.
+
+    Raises:
+        ConfigError: another process, which may have been ending, has held it for `wait` seconds.
+    """
+    lock = FileLock(folder / name, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise ConfigError(f"{folder}: this {what} is still going on, in another process") from None
+    except (OSError, NotImplementedError):
+        pass
+    return lock
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from experiments.config.identity import logged
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
-from experiments.runs.lock import PATIENCE, claim
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage import atomic_files
+from experiments.storage.atomic_files import PATIENCE, claim
 from experiments.sweeps import plan, sweep_directory, terminal
 from experiments.sweeps.launchers import processes, scheduler
 from experiments.sweeps.launchers.scheduler import JobLauncher

@@ -10,8 +10,8 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.runs.curves import metric_points
 from experiments.runs.location import store_of_run
-from experiments.runs.lock import claim
 from experiments.runs.run_directory import RunDirectory
+from experiments.storage.atomic_files import claim
 from experiments.system.redaction import redact_credentials
 from experiments.tracking import connection
 from experiments.tracking.buffer import TrackingBuffer, read
