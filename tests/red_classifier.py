@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
+from PIL import Image
 
 from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.models.head import probabilities
 
 SIZE = 16
+
+
+def save(path: Path, red: int) -> Path:
+    """Save an image of one color, with so much red."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (30, 20), (red, 40, 90)).save(path)
+    return path
 
 
 def classifier() -> keras.Model:

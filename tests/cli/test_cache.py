@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from damage import flip_bit
 from rich.filesize import decimal
 
 from experiments.cli import cache as verb
@@ -69,12 +70,6 @@ def shard(cache: Path, start: int, stop: int) -> None:
     array_cache.CacheEntry(folder, {"rows": [start, stop]}, (stop - start, 2), "float16", about).make(
         lambda array: array.fill(2)
     )
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.fixture
@@ -143,7 +138,7 @@ def test_verify_finds_every_damage_and_removes_it_with_the_option(
         cache / "heads" / "abc" / "arrays.npz", cache / "manifests" / "abc.npz",
     ]  # fmt: skip
     for file in files[:3]:
-        damage(file)
+        flip_bit(file)
     files[3].write_bytes(files[3].read_bytes().replace(b"RGB", b"RGX"))
     code, lines = verified(call, capsys)
     assert code == 1 and lines[-1] == "5 hashes checked, 4 damaged; 2 entries were stored without one"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from red_classifier import classifier, expected
+from red_classifier import classifier, expected, save
 from rich.cells import cell_len
 
 from experiments.cli import predict as verb
@@ -30,12 +30,6 @@ from experiments.runs import predictions as runs
 from experiments.storage.csv_files import read_rows
 
 Call = Callable[..., int | str | None]
-
-
-def save(path: Path, red: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (30, 20), (red, 40, 90)).save(path)
-    return path
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import manifests
 import pytest
+from damage import flip_bit
 from PIL import Image
 
 from experiments.data import leaks, manifest, near_duplicates, validation
@@ -166,9 +167,7 @@ def test_damaged_results_are_computed_again(presplit: Path, caplog: pytest.LogCa
     files = [next((presplit.parent / "cache" / kind).iterdir()) for kind in ("near_duplicates", "thumbnails")]
     for damaged, decoded in ((files[:1], False), (files, True)):
         for file in damaged:
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
-            file.write_bytes(content)
+            flip_bit(file, file.stat().st_size // 2)
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert read(presplit) == first

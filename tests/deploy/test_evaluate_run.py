@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
-from red_classifier import classifier, expected
+from red_classifier import classifier, expected, save
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from experiments.cli import evaluate as verb
@@ -38,12 +37,6 @@ from experiments.storage.csv_files import read_rows, write_rows
 Call = Callable[..., int | str | None]
 CLASSES = ("cats", "dogs")
 REDS = {"cats": (5, 40, 90, 200), "dogs": (160, 210, 250, 30)}  # the last of each is a mistake
-
-
-def save(path: Path, red: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (30, 20), (red, 40, 90)).save(path)
-    return path
 
 
 def sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import psutil
 import pytest
+from damage import flip_bit
 
 from experiments.data import augmentation
 from experiments.data.pixel_cache import select
@@ -283,9 +284,7 @@ def test_a_damaged_shard_is_made_again_alone(
     extract(components, wants, Told())
     before = contents(tmp_path)
     shard = feature_cache.FeatureTable(components, wants[1]).folder / "0000256" / "array.npy"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
+    flip_bit(shard)
     passes.clear()
     with caplog.at_level(logging.WARNING):
         extract(components, wants, Told())

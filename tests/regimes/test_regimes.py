@@ -15,6 +15,7 @@ import composition
 import keras
 import numpy as np
 import pytest
+from damage import flip_bit
 from filelock import FileLock, Timeout
 from PIL import Image
 from rich.console import Console
@@ -454,12 +455,6 @@ def test_the_head_is_shared_by_runs_that_would_train_the_same(drawn: Path, tmp_p
     assert components.identity(bottleneck, "data") == first != components.identity(bottleneck, "other data")
 
 
-def flip_last_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("pattern", [
     "cache/heads/*/arrays.npz", pytest.param("cache/activations/*/*/array.npy", marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -469,7 +464,7 @@ def test_damage_in_the_cache_is_reported_and_repaired(
     damaged = sorted(store.glob(pattern))
     assert damaged
     for path in damaged:
-        flip_last_byte(path)
+        flip_bit(path)
     with caplog.at_level(logging.WARNING):
         second = small("regime=finetune")
     assert "damaged" in caplog.text.lower()

@@ -22,6 +22,7 @@ import filelock
 import numpy as np
 import psutil
 import pytest
+from damage import flip_bit
 
 from experiments.storage import array_cache, atomic_files, named_arrays
 
@@ -55,12 +56,6 @@ def entry(cache: Path) -> Path:
 
 def is_damaged(cache: Path) -> bool:
     return array_cache.find_damage(entry(cache)) is not None
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def assert_clean(cache: Path, entries: int = 1) -> None:
@@ -109,7 +104,7 @@ def test_damaged_byte_is_found_and_mended(
     make(tmp_path)
     if not seen:
         monkeypatch.setattr(array_cache, "_verified", {})
-    damage(entry(tmp_path) / "array.npy")
+    flip_bit(entry(tmp_path) / "array.npy")
     assert is_damaged(tmp_path)
     with caplog.at_level(logging.WARNING):
         array = make(tmp_path)

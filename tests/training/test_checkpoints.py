@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 import pytest
+from damage import flip_bit
 
 from experiments.storage.atomic_files import file_hash
 from experiments.training import checkpoints
@@ -35,12 +36,6 @@ def assert_same_weights(model: keras.Model, other: keras.Model) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def flip_last_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -60,7 +55,7 @@ def test_nothing_there_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("file", [checkpoints.ARRAYS, checkpoints.META])
-@pytest.mark.parametrize("damage", [flip_last_byte, truncate, Path.unlink])
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
 def test_damage_is_reported_and_not_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], Any]
 ) -> None:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from damage import flip_bit
 
 from experiments.config import schema
 from experiments.config.schema import Dense, Head
@@ -727,9 +728,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
         train(checkpoints=Checkpoints(tmp_path, share=1), interrupted_at=1)
     assert sorted(path.name for path in (tmp_path / "head").iterdir()) == ["00001", "00002"]
     arrays = tmp_path / "head" / "00002" / "arrays.npz"
-    content = bytearray(arrays.read_bytes())
-    content[len(content) // 2] ^= 1
-    arrays.write_bytes(content)
+    flip_bit(arrays, arrays.stat().st_size // 2)
     checkpoints = Checkpoints(tmp_path, share=1)
     assert checkpoints.epochs("head", 3) == range(1, 3)
     assert str(arrays.parent) in caplog.text and "damaged" in caplog.text
