@@ -37,7 +37,7 @@ from experiments.errors import ConfigError, Pruned
 from experiments.images import decoder
 from experiments.images.resizing import resize
 from experiments.regimes import scratch
-from experiments.runs.curves import PHASES, read
+from experiments.runs.curves import PHASES, parse
 from experiments.storage import atomic_files
 from experiments.storage.csv_files import read_rows
 from experiments.tracking import (
@@ -192,10 +192,9 @@ def test_curves_lie_on_one_axis(store: Store) -> None:
         assert written == curve(name, "validation_loss")
 
 
-def test_curves_of_version_0_1_are_read(tmp_path: Path) -> None:
+def test_curves_of_version_0_1_are_read() -> None:
     text = "step,phase,epoch,timestamp,loss,pictures_per_second\n0,head,0,1000,0.5,120.0\n"
-    (tmp_path / "curves.csv").write_text(text)
-    (record,) = read(tmp_path / "curves.csv")
+    (record,) = parse(text)
     assert record.metrics == {"loss": 0.5, "images_per_second": 120.0}
 
 

@@ -84,14 +84,15 @@ def same(one: EpochRecord, other: EpochRecord) -> bool:
 
 
 def read(path: Path) -> list[EpochRecord]:
-    """Return the epochs in a curves.csv, up to an incomplete row, which a killed process may leave.
-
-    An empty list if there is no such file.
-    """
+    """Return the epochs in a curves.csv; an empty list if there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return parse(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return []
+
+
+def parse(text: str) -> list[EpochRecord]:
+    """Return the epochs in the text of a curves.csv, up to an incomplete row, which a killed process may leave."""
     found: list[EpochRecord] = []
     with contextlib.suppress(KeyError, TypeError, ValueError, csv.Error):
         for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):

@@ -287,10 +287,11 @@ def read_predictions(uri: str, run: RunFacts, split: str) -> list[predictions.Pr
     """Return a run's logged predictions; a run without any for this split is a ConfigError."""
     if run.folder and RunDirectory(run.folder).has_predictions(split):
         return RunDirectory(run.folder).predictions(split)
-    path = None if run.folder else artifact(uri, run.run_id, f"{predictions.stem(split)}.json")
-    if path is None:
+    name = f"{predictions.stem(split)}.json"
+    found = {} if run.folder else read_files(uri, run.run_id, (), (name,))
+    if name not in found:
         raise ConfigError(f"{run.name}: no predictions of split {split!r}")
-    table = json.loads(path.read_bytes())
+    table = json.loads(found[name])
     return predictions.from_rows(dict(zip(table["columns"], row, strict=True)) for row in table["data"])
 
 
@@ -298,8 +299,8 @@ def read_curves(uri: str, run: RunFacts) -> list[EpochRecord]:
     """Return a run's epochs from its logged curves; an empty list if it has logged none."""
     if run.folder:
         return RunDirectory(run.folder).epochs()
-    path = artifact(uri, run.run_id, CURVES)
-    return curves.read(path) if path else []
+    text = read_files(uri, run.run_id, (), (CURVES,)).get(CURVES)
+    return curves.parse(text.decode(errors="replace")) if text else []
 
 
 def deleted(uri: str, run_ids: Sequence[str]) -> set[str]:
