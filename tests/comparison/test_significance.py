@@ -19,8 +19,8 @@ from experiments.comparison.significance import (
     tango,
     unpaired_difference,
 )
-from experiments.comparison.text import SINGLE, difference_sentence, limitations
-from experiments.evaluation.statistics import Spread, spread_of_mean
+from experiments.comparison.text import SINGLE, difference_sentence, limitations, points
+from experiments.evaluation.statistics import SMALLEST_P, Spread, spread_of_mean
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +53,21 @@ def test_tangos_bounds_where_the_score_test_is_solved_in_closed_form() -> None:
 def coherent(found: Difference) -> bool:
     excludes = not found.low <= 0 <= found.high
     return found.significant == excludes == (found.p_value < 0.05) and found.low <= found.value <= found.high
+
+
+def test_a_p_value_is_never_zero() -> None:
+    found = difference(*pairs(0, 0, 1600, 2400))
+    assert found.p_value == SMALLEST_P and found.significant
+
+
+def test_a_difference_in_loss_is_not_rounded_to_zero() -> None:
+    loss = np.random.default_rng(0).uniform(1e-4, 2e-4, (3, 400))
+    found = difference(loss, loss + 2e-5)
+    assert found.significant and "b is worse than a by 0.00002 in loss" in difference_sentence("b", "a", found, "loss")
+    assert points(found, "loss") == "+0.00002 [+0.00002, +0.00002]"
+    assert points(difference(loss, loss), "loss") == "+0.0000 [+0.0000, +0.0000]"
+    unknown = unpaired_difference(loss[0], loss[0, :1])
+    assert points(unknown, "loss").endswith("[-inf, +inf]")
 
 
 def test_interval_p_value_and_significance_never_contradict_each_other() -> None:

@@ -71,6 +71,24 @@ def test_one_seed_has_wilsons_interval_and_agreeing_seeds_keep_that_of_the_image
     assert many_high == 1 and 0.9 < many_low < 0.97, "nor is a perfect score certain"
 
 
+def test_runs_that_agree_are_not_more_certain_than_one_of_them() -> None:
+    """Of 50 images, for every number of correct ones; the lower bound is above the true accuracy in 3 % of cases."""
+    images = 50
+    counts, folds = np.arange(images + 1), [str(at % 2) for at in range(images)]
+    for of_runs in (
+        lambda correct: score_interval(np.stack([correct] * 3)),
+        lambda correct: score_interval(correct, folds),
+        lambda correct: mean_interval([float(correct.mean())] * 3, images),
+    ):
+        found = np.array([of_runs(np.arange(images) < count) for count in counts])
+        alone = np.array([wilson(count, images) for count in range(images + 1)])
+        assert np.all(found[:, 1] <= alone[:, 0]) and np.all(found[:, 2] >= alone[:, 1])
+        assert np.all((found[:, 1] >= 0) & (found[:, 2] <= 1))
+        for accuracy in np.linspace(0.5, 0.999, 500):
+            probability = stats.binom.pmf(counts, images, accuracy)
+            assert probability[found[:, 1] > accuracy].sum() < 0.035, accuracy
+
+
 def test_the_interval_of_several_seeds_has_the_variance_between_them() -> None:
     """Two seeds, 60 and 70 of 100 right on images drawn independently: t(0.975, 1) = 12.706, in every table."""
     rng = np.random.default_rng(0)

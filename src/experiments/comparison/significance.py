@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from experiments.comparison.groups import Scores
-from experiments.evaluation.statistics import LEVEL, Interval, Spread, dual_p_value, spread_of_mean, wilson
+from experiments.evaluation.statistics import (
+    LEVEL,
+    SMALLEST_P,
+    Interval,
+    Spread,
+    dual_p_value,
+    spread_of_mean,
+    wilson,
+)
 
 POWER = 0.8  # the power for which the needed number of images or seeds is estimated
 MOST_IMAGES = 10_000_000  # A difference that needs more images is treated as none: no data set could show it.
@@ -174,7 +182,8 @@ def _compare_models(a: np.ndarray, b: np.ndarray) -> Difference:
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     low, high = tango(only_b, only_a, a.size)
     discordant = only_a + only_b
-    p_value = float(2 * stats.norm.sf(abs(only_b - only_a) / math.sqrt(discordant))) if discordant else 1.0
+    distance = abs(only_b - only_a) / math.sqrt(discordant) if discordant else 0.0
+    p_value = max(SMALLEST_P, float(2 * stats.norm.sf(distance)))
     return Difference((only_b - only_a) / a.size, low, high, p_value, "images", a.size, only_a, only_b)
 
 

@@ -140,7 +140,7 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
         size, unit = f"{signed(abs(found.value)).lstrip('+')} points", ""
         bounds = f"{signed(found.low)} to {signed(found.high)}"
     else:
-        size, unit = f"{abs(found.value):.4f}", f" in {metric}"
+        size, unit = f"{abs(found.value):.{_decimals(found.value, 4)}f}", f" in {metric}"
         bounds = f"{found.low:+.3g} to {found.high:+.3g}"
     if found.value == 0:
         text = f"{name} is neither better nor worse than {first}{unit}"
@@ -169,9 +169,18 @@ def difference_sentence(name: str, first: str, found: Difference, metric: str = 
 
 def signed(share: float) -> str:
     """Format a difference in percentage points, with as many digits as it takes not to round it to 0."""
-    points = 100 * share
-    digits = 1 if points == 0 else max(1, min(6, math.ceil(-math.log10(2 * abs(points)))))
-    return f"{points:+z.{digits}f}"
+    return _with_sign(100 * share, 1)
+
+
+def _with_sign(number: float, least: int) -> str:
+    return f"{number:+z.{_decimals(number, least)}f}"
+
+
+def _decimals(number: float, least: int) -> int:
+    """Return how many decimals, at least `least`, it takes not to round a number to 0."""
+    if number == 0 or not math.isfinite(number):
+        return least
+    return max(least, min(least + 5, math.ceil(-math.log10(2 * abs(number)))))
 
 
 def p_text(p_value: float) -> str:
@@ -196,7 +205,8 @@ def points(found: Difference | None, metric: str = "accuracy") -> str:
         return ""
     if metric == "accuracy":
         return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    value, low, high = (_with_sign(number, 4) for number in found.interval)
+    return f"{value} [{low}, {high}]"
 
 
 def duration(seconds: float) -> str:

@@ -168,19 +168,23 @@ def score_interval(scores: ArrayLike, folds: Sequence[str] | None = None) -> Int
     """Return the mean of a per-image score and its interval: Wilson's for a single run's accuracy.
 
     The scores are [S, N] for S seeds and N images: bool, whether each is classified correctly, or float. For more
-    seeds, and for `folds` [N], the fold in which each image was held out, see `spread_of_mean`.
+    seeds, and for `folds` [N], the fold in which each image was held out, see `spread_of_mean`; the interval of their
+    accuracy contains Wilson's of the images, so that runs that agree are not more certain than one of them.
     """
     values = np.atleast_2d(np.asarray(scores))
     mean, boolean = float(values.mean()), values.dtype == bool
     if boolean and len(values) == 1 and len(set(folds or ())) < 2:
         return Interval(mean, *wilson(int(values.sum()), values.size))
-    return _around(mean, spread_of_mean(values, boolean, folds).margin(), boolean)
+    return _around(mean, spread_of_mean(values, boolean, folds).margin(), values.shape[1] if boolean else None)
 
 
-def _around(mean: float, margin: float, share: bool) -> Interval:
-    """Return the interval of a mean; that of a share lies within [0, 1]."""
+def _around(mean: float, margin: float, images: int | None) -> Interval:
+    """Return the interval of a mean; that of a share of images lies within [0, 1] and contains Wilson's."""
     low, high = mean - margin, mean + margin
-    return Interval(mean, max(0.0, low), min(1.0, high)) if share else Interval(mean, low, high)
+    if not images:
+        return Interval(mean, low, high)
+    lowest, highest = wilson(round(mean * images), images)
+    return Interval(mean, max(0.0, min(low, lowest)), min(1.0, max(high, highest)))
 
 
 def mean_interval(values: Sequence[float], images: int | None = None, *, folds: bool = False) -> Interval:
@@ -188,7 +192,8 @@ def mean_interval(values: Sequence[float], images: int | None = None, *, folds: 
 
     Without `images` the interval is Student's with n - 1 degrees of freedom: the images are taken as fixed, and the
     bounds of a single value are nan. For accuracies, `images` is the number of images on which each is measured, whose
-    binomial variance is then included; the interval of a single value is Wilson's. For `folds` see `spread_of_mean`.
+    binomial variance is then included; the interval of a single value is Wilson's, which that of several contains. For
+    `folds` see `spread_of_mean`.
 
     Source: Student, "The probable error of a mean", Biometrika 6 (1908); for the two variances see `Spread.margin`.
     """
@@ -199,7 +204,7 @@ def mean_interval(values: Sequence[float], images: int | None = None, *, folds: 
     parts = [(factor * float(np.var(values, ddof=1)), float(count - 1))]
     if images:
         parts.append(((mean * (1 - mean) * images + 1) / images**2, math.inf))
-    return _around(mean, Spread(tuple(parts), (0.0, 1.0)).margin(), bool(images))
+    return _around(mean, Spread(tuple(parts), (0.0, 1.0)).margin(), images)
 
 
 def roc_auc_interval(positive: ArrayLike, negative: ArrayLike) -> tuple[float, float]:
