@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments.cli import inspect
+from experiments.config.schema import Config
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError, DataError
 from experiments.inspection import mistakes
@@ -84,6 +89,27 @@ def test_the_images_are_where_the_run_has_recorded_them(run: saved_run.Trained, 
     assert replace(unrecorded, plain=elsewhere_by_environment).recorded_root is None
     with pytest.raises(ConfigError, match=r"^data.root does not exist.*relative/folder"):
         replace(elsewhere, facts=unrecorded.facts).data_root()
+
+
+def test_the_root_of_a_listing_is_that_of_its_paths(drawn: Path, tmp_path: Path, config: Callable[..., Config]) -> None:
+    rows = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("train/*/*.jpg"))]  # absolute paths
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    root = saved_run.source_root(config("data=csv", f"data.labels={tmp_path}/labels.csv"))
+    assert root == drawn / "train"
+    assert saved_run.source_root(config(f"data.root={drawn}", "data=folder")) == drawn
+
+
+def test_images_that_have_moved_are_looked_for_without_tensorflow(run: saved_run.Trained) -> None:
+    """TensorFlow took seconds, and wrote its first lines above the error."""
+    assert run.folder is not None
+    facts = run.folder / "run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"data_root": "gone"}))
+    code = (
+        "import sys; from experiments.deploy import saved_run; print(saved_run.find(sys.argv[1]).data_root())\n"
+        "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [run.plain["data"]["root"], "[]"] and not done.stderr
 
 
 def test_heat_changes_a_image_where_it_is_hot() -> None:

@@ -19,7 +19,7 @@ import pytest
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.models.backbone import PRETRAINED, build_backbone
-from experiments.regimes.build import build, data_root
+from experiments.regimes.build import build
 from experiments.system import paths
 
 Configure = Callable[..., Config]
@@ -296,10 +296,3 @@ def test_a_network_of_ones_own_maps_the_pixels_to_feature_maps(
             build_backbone(own.model, 48, ["ownnetwork"], None)
     else:
         assert build_backbone(own.model, 48, ["ownnetwork"], None).model.get_layer("preprocessing")
-
-
-def test_the_root_of_a_listing_is_that_of_its_paths(drawn: Path, tmp_path: Path, config: Configure) -> None:
-    rows = [f"{path},{path.parent.name}" for path in sorted(drawn.glob("train/*/*.jpg"))]  # absolute paths
-    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
-    assert data_root(config("data=csv", f"data.labels={tmp_path}/labels.csv")) == drawn / "train"
-    assert data_root(config(f"data.root={drawn}", "data=folder")) == drawn

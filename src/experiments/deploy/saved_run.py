@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from experiments.config import validation
 from experiments.config.overrides import quoted, value_at
 from experiments.config.schema import Config
+from experiments.config.targets import build_source
+from experiments.data.listing import Listing
 from experiments.data.sources.folder import existing
 from experiments.errors import ConfigError
 from experiments.evaluation import decision
@@ -146,10 +148,8 @@ class Trained:
         recorded = self.recorded_root
         if recorded and recorded.is_dir():
             return recorded
-        from experiments.regimes.build import data_root
-
         try:
-            return data_root(self.config)
+            return source_root(self.config)
         except ConfigError as error:
             raise ConfigError(f"{error}. --data FOLDER names the folder where the images are now") from None
 
@@ -212,6 +212,12 @@ class Trained:
         if place is None or not (place / name).is_file():
             raise ConfigError(f"{self.name}: the weights of run {run_id}, which it started from, are gone")
         return place / name
+
+
+def source_root(config: Config) -> Path:
+    """Make the data set of a configuration available, and return the directory that its paths are relative to."""
+    source = build_source(config)()
+    return source.root if isinstance(source, Listing) else Path(source)
 
 
 def find(named: str, uri: str | None = None) -> Trained:

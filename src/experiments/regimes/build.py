@@ -16,7 +16,6 @@ from experiments.config import schema
 from experiments.config.identity import head_run, run_identity
 from experiments.config.schema import Config
 from experiments.config.targets import build_source, construct, parameters_of, resolve
-from experiments.data.listing import Listing
 from experiments.data.types import Augmentation
 from experiments.errors import ConfigError
 from experiments.models import network, stages
@@ -101,12 +100,6 @@ def backbone_weights(config: Config, file: Path | None) -> str | Path | None:
             config.regime.name,
         )
     return file or config.model.weights
-
-
-def data_root(config: Config) -> Path:
-    """Make the data set of a configuration available, and return the directory that its paths are relative to."""
-    source = build_source(config)()
-    return source.root if isinstance(source, Listing) else Path(source)
 
 
 def build_augmentation(config: schema.Augmentation, trusted_packages: Sequence[str]) -> Augmentation:
