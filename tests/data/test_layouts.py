@@ -202,6 +202,58 @@ def test_folders_inside_class_folders_are_read_as_the_error_advises(tmp_path: Pa
         assert sizes(found) == {"train": both(4), "validation": both(4)}
 
 
+def test_splits_inside_class_folders_are_read_as_the_error_advises(tmp_path: Path) -> None:
+    for folder, count in (("a/train", 4), ("b/train", 4), ("a/Val", 2), ("b/Val", 2)):
+        draw(tmp_path / "data", folder, count)
+    with pytest.raises(DataError, match="a: folders inside a class folder") as raised:
+        read(tmp_path / "data")
+    (pattern,) = set(re.findall(r"data=filenames 'data.pattern=\"(.*)\"'", str(raised.value)))
+    found = read(filenames(root=tmp_path / "data", pattern=pattern, cache=tmp_path))
+    assert sizes(found) == {"train": both(4), "validation": both(2)}
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        {"train_set": "train", "val_set": "validation"},
+        {"1-Training": "train", "2-Testing": "test"},
+        {"train": "train", "val": "val", "test1": "test"},
+        {"trainset": "train", "valid images": "validation", "TEST.data": "test"},
+    ],
+    ids=" ".join,
+)
+def test_folders_named_nearly_as_splits_are_no_classes(tmp_path: Path, renamed: dict[str, str]) -> None:
+    """Read as classes, as the error advised for train_set and val_set, they gave a model of nothing."""
+    for folder in renamed:
+        draw(tmp_path / "data", f"{folder}/a", 4)
+        draw(tmp_path / "data", f"{folder}/b", 4)
+    with pytest.raises(DataError) as raised:
+        read(tmp_path / "data")
+    advice = dict(re.findall(r"  (.+): is none of train, validation, test; rename it to (\w+), or", str(raised.value)))
+    assert advice == {name: split for name, split in renamed.items() if name != split}
+    assert "data.pattern" not in str(raised.value)
+    for name, split in advice.items():
+        (tmp_path / "data" / name).rename(tmp_path / "data" / split)
+    assert sizes(read(tmp_path / "data"))["train"] == both(4 if "2-Testing" not in renamed else 3)
+
+
+@pytest.mark.parametrize("test", ["test", "test1"])
+def test_images_of_split_folders_without_classes_are_no_classes(tmp_path: Path, test: str) -> None:
+    """As Kaggle's dogs and cats is unpacked: train/cat.0.jpg and test1/1.jpg."""
+    draw(tmp_path / "data", "train", 4)
+    draw(tmp_path / "data", test, 3)
+    with pytest.raises(DataError, match="Its 4 images are in no class folder: .* use data=filenames") as raised:
+        read(tmp_path / "data")
+    assert ("test1: is none of train, validation, test; rename it to test" in str(raised.value)) == (test == "test1")
+
+
+@pytest.mark.parametrize("names", [("train", "bullet train"), ("valid", "not valid"), ("test1", "test2")])
+def test_classes_named_nearly_as_splits(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        draw(tmp_path / "data", name, 4)
+    assert read(tmp_path / "data").classes == tuple(sorted(names))
+
+
 def test_which_images_are_drawn_never_changes() -> None:
     """The splits of a folder that was used before stay what they were: they depend on its paths and the seed only."""
     images = [ListedImage(f"{name}/{number}.png", name) for name in "ab" for number in range(10)]

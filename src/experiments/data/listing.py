@@ -27,6 +27,8 @@ SPLIT_NAMES = {  # lower case
     **{split: split for split in SPLITS},
     "training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test",
 }  # fmt: skip
+# Names that are not read as splits, but are hardly those of classes: train_set, 2-val, test1.
+_LIKE_SPLIT = re.compile(rf"[\W\d_]*({'|'.join(SPLIT_NAMES)})[\W\d_]*(set|data|images)?[\W\d_]*", re.IGNORECASE)
 _OUTSIDE = "a file outside the class folders; move it into its class's folder, or elsewhere"
 _NOT_LISTED = "cannot be listed ({}); check the path and its permissions"
 # What systems, file servers and image browsers leave in folders, beside entries whose names begin with a dot.
@@ -89,11 +91,14 @@ def list_images(root: Path) -> Listing:
         text = f"two or more classes are needed, found {names}; set data.root to a folder laid out as {LAYOUTS}"
         if len(top) == 1 and not folders and len(_directories(root, top[0], [])) > 1:
             text += f". Is it {printable(str(root / top[0]))}?"
-        outside = sum(issue.text == _OUTSIDE for issue in issues)
-        if outside and not top:
+        outside = sum(issue.text == _OUTSIDE and is_image(issue.path) for issue in issues)
+        if outside and not groups:
             issues = [issue for issue in issues if issue.text != _OUTSIDE]
             text += f". Its {outside:,} images are in no class folder: if the classes are in their names, use "
-            text += "data=filenames; if in a CSV file, data=csv"
+            text += (
+                "data=filenames 'data.pattern=\"(?P<label>[a-z]+)\\.\\d+\\.jpg\"' (for cat.0.jpg); if in a CSV file, "
+            )
+            text += "data=csv"
         issues.append(DataIssue(str(root), text, skippable=False))
     images = []
     for split, name in groups:
@@ -108,21 +113,28 @@ def _split_folders(root: Path, top: Sequence[str], issues: list[DataIssue], note
     """Return the directory of each split, in the order of SPLITS; none if the top directories are classes.
 
     A directory that has the name of a split is a class if it stands beside other classes and has no directories itself.
+    Where all names resemble those of splits (train_set and val_set, train and test1), none is a class.
     """
     named = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     others = [name for name in top if name not in named]
-    if not named or (others and not any(_holds_classes(root, name) for name in named)):
+    alike = {name: SPLIT_NAMES[like[1].lower()] for name in top if (like := _LIKE_SPLIT.fullmatch(name))}
+    are_splits = len(alike) == len(top) and "train" in alike.values() and len({*alike.values()}) > 1
+    if not are_splits and (not named or (others and not any(_holds_classes(root, name) for name in named))):
         notes += [f"{name} is a class here, as {printable(others[0])} is, and not a split" for name in named]
         return {}
+    renamed = {name: alike[name] for name in others if name in alike and alike[name] not in named.values()}
     for name in others:
-        text = f"is none of {', '.join(SPLITS)}; move it out of the root. Allowed: {LAYOUTS}"
+        remedy = f"rename it to {renamed[name]}, or move it" if name in renamed else "move it"
+        text = f"is none of {', '.join(SPLITS)}; {remedy} out of the root. Allowed: {LAYOUTS}"
         issues.append(DataIssue(name, text, skippable=False))
+    if are_splits:  # so that their classes are listed
+        named |= renamed
     found: dict[str, str] = {}
     for name, split in sorted(named.items(), key=lambda item: SPLITS.index(item[1])):
         if found.setdefault(split, name) != name:
             text = f"is the {split} split, and so is {found[split]}; join the two, or move one out of the root"
             issues.append(DataIssue(name, text, skippable=False))
-        elif name != split:
+        elif name != split and name not in renamed:
             notes.append(f"{name} is read as the {split} split")
     if "train" not in found:
         text = "is missing; make root/train/<class>/, or put all images into root/<class>/, "
@@ -223,6 +235,8 @@ def _list_class(root: Path, folder: str, issues: list[DataIssue]) -> list[str]:
             paths.append(path)
     if inner:
         pattern = ("(?P<split>[^/]+)/" if "/" in folder else "") + "(?P<label>[^/]+)/.+"
+        if "/" not in folder and all(name.lower() in SPLIT_NAMES for name in inner):
+            pattern = "(?P<label>[^/]+)/(?P<split>[^/]+)/.+"
         text = f"folders inside a class folder are not read, such as {printable(inner[0])}; move their images up into "
         text += f"it, or them elsewhere, or read classes from paths: data=filenames 'data.pattern=\"{pattern}\"'"
         issues.append(DataIssue(folder, text, skippable=False))
