@@ -83,9 +83,29 @@ def test_hydras_errors_say_what_to_type(override: str, line: str, config: Callab
 
 
 @pytest.mark.parametrize(
+    "value, classes",
+    [
+        ("[my cats,Äpfel & Birnen]", ["my cats", "Äpfel & Birnen"]),
+        ('["a, b",c (1)]', ["a, b", "c (1)"]),
+        ("{wild: [Füchse,owls], pets: [cats & dogs]}", {"wild": ["Füchse", "owls"], "pets": ["cats & dogs"]}),
+    ],
+)
+def test_the_list_that_is_shown_for_an_unreadable_one_is_that_list(
+    value: str, classes: object, config: Callable[..., Config]
+) -> None:
+    with pytest.raises(Exception) as caught:
+        config(f"data.classes={value}")
+    text = explain(caught.value, [f"data.classes={value}"])
+    assert text is not None
+    typed = text.split("is quoted, too: ")[1].split(". As text it is typed: ")[0]
+    assert config(*shlex.split(typed)).data.classes == classes
+
+
+@pytest.mark.parametrize(
     "overrides, typed",
     [
         (["seed=1", "data.root=My", "Photos", "of", "2026", "epochs=3"], "'data.root=My Photos of 2026'"),
+        (["data.classes=[cats,", "Äpfel]"], "'data.classes=[cats,\"Äpfel\"]'"),
         (["data.root=/Fotos/Blüten", "(neu)", "seed=1"], "'data.root=\"/Fotos/Blüten (neu)\"'"),
         (["data.classes=[cats,", "dogs]"], "'data.classes=[cats, dogs]'"),
         (["data.classes=[cats,", "great", "danes]", "~notes"], "'data.classes=[cats, great danes]'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import traceback
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.choices import shipped
 from experiments.config.messages import format_errors, is_known_key, is_number, nearest_hint, unknown_key
-from experiments.config.overrides import as_typed, leaves, literal
+from experiments.config.overrides import as_typed, leaves, literal, quoted
 from experiments.system.paths import CONF
 from experiments.system.private_api import config_root
 
@@ -70,11 +72,33 @@ def _unread(override: str, overrides: Sequence[str], error: OverrideParseExcepti
         reason = divided or str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
         return f"{override}: not an override that Hydra can read. Allowed: KEY=VALUE, +KEY=VALUE, ~KEY. {reason}"
     closing = {"[": "list ends with ]", "{": "mapping ends with }"}.get(value[:1])
-    hint = f"A {closing}, and what is special in it is quoted, too. " if closing else ""
+    listed = _with_quoted_items(key, value)
+    hint = (
+        f"A {closing}, and what is special in it is quoted, too{f': {listed}' if listed else ''}. " if closing else ""
+    )
     return (
         f"{override}: Hydra cannot read this value: it has characters that mean something to Hydra, or begins with "
         f"what it does not end. {divided or f'{hint}As text it is typed: {typed}'}"
     )
+
+
+def _with_quoted_items(key: str, value: str) -> str | None:
+    """Return the shell argument that sets a key to lists, with quotes where an item needs them; None if that fails."""
+
+    def quote(found: re.Match[str]) -> str:
+        items = re.findall(r'\s*("(?:\\.|[^"\\])*"|[^,]+)', found[1])
+        return f"[{','.join(item if _is_readable(f'{key}={item}') else quoted(item, Quote.double) for item in items)}]"
+
+    override = f"{key}=" + re.sub(r"\[([^\[\]{}]*)\]", quote, value)
+    return shlex.quote(override) if value[:1] in ("[", "{") and _is_readable(override) else None
+
+
+def _is_readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def _undivided(override: str, overrides: Sequence[str]) -> str | None:
@@ -90,11 +114,10 @@ def _undivided(override: str, overrides: Sequence[str]) -> str | None:
     if begin == end:
         return None
     whole = " ".join(overrides[begin : end + 1])
-    try:
-        OverridesParser.create().parse_override(whole)
-    except HydraException:
-        return as_typed(*whole.split("=", 1)) if "=" in whole else None
-    return shlex.quote(whole)
+    if _is_readable(whole):
+        return shlex.quote(whole)
+    key, equals, value = whole.partition("=")
+    return _with_quoted_items(key, value) or as_typed(key, value) if equals else None
 
 
 def _is_sweep(override: str) -> bool:
