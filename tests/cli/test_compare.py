@@ -202,6 +202,16 @@ def test_the_same_configuration_on_other_data_is_another_row(uri: str) -> None:
     assert of(uri, "data1", "data3").names == ["1 data.limit.train=9", "2 data.limit.train=8"]
 
 
+def test_data_that_have_changed_in_their_place_are_pointed_out(uri: str) -> None:
+    """The commands with `like` that were advised train all rows on the data that are there now."""
+    *_, changed, _, advice = sentences(of(uri, "data1", "data2"))
+    assert changed.startswith("Row 2: other images or labels than in row 1, under the same settings of the data")
+    assert "on the same images (like=RUN reads those that are there now)" in advice and "train -m" not in advice
+    for known in (of(uri, "data1", "data3"), of(uri, "scratch0", "data1"), of(uri, "scratch0", "adam")):
+        text = " ".join(sentences(known))
+        assert "other images or labels" not in text and "train -m like=" in text
+
+
 def test_the_same_configuration_with_other_weights_in_the_file_is_another_row(uri: str) -> None:
     comparison = of(uri, "own1", "own2", "own3")
     assert [[run.name for run in group.runs] for group in comparison.groups] == [["own1", "own3"], ["own2"]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.comparison.comparison import Comparison, called, configuration, fold_of
+from experiments.comparison.comparison import FINGERPRINT, Comparison, Group, called, configuration, fold_of
 from experiments.comparison.significance import Difference
 from experiments.config.overrides import as_typed
 from experiments.config.schema import LOWER_IS_BETTER
@@ -52,6 +53,12 @@ def sentences(comparison: Comparison) -> list[str]:
         lines.append(
             f"Row {', '.join(other)}: other classes than in row 1. These accuracies are of different tasks, so that "
             "their difference does not show which model or setting is better."
+        )
+    changed = [data_changed(comparison.groups[0], group) for group in comparison.groups]
+    if other := [str(at) for at, is_changed in enumerate(changed, 1) if is_changed]:
+        lines.append(
+            f"Row {', '.join(other)}: other images or labels than in row 1, under the same settings of the data. These "
+            "have changed between the runs, which may be why the rows differ."
         )
     if comparison.ranked:
         lines.append("The rows are in the order of their validation accuracy.")
@@ -100,8 +107,21 @@ def limitations(differences: Sequence[Difference], more: str = "", chosen: str =
     return lines
 
 
+def data_changed(one: Group, other: Group) -> bool:
+    """Return whether two groups have read other images or labels, though their settings name the same ones."""
+    same = {key for key in one.params.keys() | other.params.keys() if key.startswith("data.")}
+    same -= {FINGERPRINT, "data.image_size", "data.resize"}
+    prints = {group.params.get(FINGERPRINT) for group in (one, other)}
+    return len(prints - {None}) == 2 and all(one.params.get(key) == other.params.get(key) for key in same)
+
+
 def more_seeds(comparison: Comparison) -> str:
     """Return the commands that train the seeds which a comparison of the settings needs."""
+    if any(data_changed(one, other) for one, other in itertools.combinations(comparison.groups, 2)):
+        return (
+            "train every row with several seeds on the same images (like=RUN reads those that are there now). To "
+            "compare states of the data, keep each in a folder of its own."
+        )
     single = [group.runs[0] for group in comparison.groups if len(group.by_seed) == 1]
     if not single or any(map(fold_of, comparison.runs)):  # `like` of a run trains on its fold alone
         return "give every row the same folds and seeds."
