@@ -253,6 +253,8 @@ def test_an_accuracy_can_be_required(images: Path, call: Call) -> None:
         (lambda root: save(root / "catz" / "a.png", 9), (), ("catz (1 images). Nearest: cats", "--ignore-unknown")),
         (lambda root: shutil.rmtree(root), (), ("does not exist",)),
         (lambda root: [shutil.rmtree(root / name) for name in CLASSES], (), ("no image of the model's classes",)),
+        (lambda root: [save(root / "a.png", 9), *(shutil.rmtree(root / name) for name in CLASSES)], (),
+         ("outside the folders of classes: ", "Allowed: a folder with a folder for each class, or a CSV file")),
         (lambda root: None, ("--split", "test"), ("--split", "no folder for test")),
         (lambda root: save(root / "Testing" / "cats" / "a.png", 9), (), ("choose one with --split. Allowed: test",)),
     ],

@@ -64,7 +64,9 @@ def find(
         notes.append(f"Left out: {count} that the model does not have ({', '.join(map(printable, unknown))})")
     files = [(path, known[name_key(name)]) for path, name in files if name_key(name) in known]
     if not files:
-        raise ConfigError(f"{place}: no image of the model's classes ({', '.join(classes)}) is in it")
+        found = "".join(f". {note}" for note in notes)
+        allowed = "Allowed: a folder with a folder for each class, or a CSV file"
+        raise ConfigError(f"{place}: no image of the model's classes ({', '.join(classes)}) is in it{found}. {allowed}")
     if ignore_unknown:
         issues = [issue for issue in issues if not issue.class_name or name_key(issue.class_name) in known]
     absent = sorted(set(classes) - {name for _, name in files})
