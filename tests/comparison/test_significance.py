@@ -1,6 +1,7 @@
 """Differences between models and between settings: published examples, exact duality, and error rates by simulation."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_equally_good_settings_differ_by_exactly_nothing() -> None:
     assert difference(a, a[:, [1, 0, 2]]).value == 0, "a mean of thirds, which floats do not hold"
 
 
-def of(*counts: int, seeds: str = "012", first: int = 0, folds: int = 0) -> Scores:
+def of(*counts: int, seeds: Sequence[str] = "012", first: int = 0, folds: int = 0) -> Scores:
     """Runs that classify the first images correctly, so many of 40, one for each seed."""
     scores: Any = {
         seed: {first + at: at < count for at in range(40)} for seed, count in zip(seeds, counts, strict=False)
@@ -227,6 +228,16 @@ def test_runs_are_compared_as_settings_only_where_both_have_several() -> None:
     models, settings = compare_runs(of(20), of(34)), compare_runs(of(20, 22), of(34, 36))
     assert limitations([settings], "More seeds") == []
     assert limitations([settings, models], "More seeds")[:2] == [SINGLE, "More seeds"], "if any compares two models"
+
+
+def test_the_order_of_runs_and_sides_does_not_change_which_seed_is_compared() -> None:
+    several, swapped = of(20, 22, seeds="01"), of(22, 20, seeds="10")
+    for other in (of(30, seeds="7"), of(30, seeds="7", first=100)):  # no seed in common; no image either
+        assert compare_runs(several, other) == compare_runs(swapped, other)
+        assert compare_runs(several, other).value == pytest.approx(10 / 40), "seed 0"
+    one, another = of(20, 22, folds=4), of(36, 34, seeds="10", folds=2)  # other folds: one seed of each
+    assert compare_runs(one, another).value == -compare_runs(another, one).value == pytest.approx(14 / 40)
+    assert compare_runs(of(1, 2, 3, seeds=["2", "10", "9"]), of(39, seeds="0")).value == pytest.approx(38 / 40)
 
 
 def test_runs_without_common_images_are_compared_unpaired() -> None:

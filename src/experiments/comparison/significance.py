@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -106,8 +106,12 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
 
     Several seeds on each side, or the same folds on both, support a claim about the setting; seeds that both sides have
     are compared with each other. If a side has a single run, or the sides have different folds, two models are
-    compared, of the same seed if possible. Without common images the comparison is unpaired.
+    compared, of the same seed if possible, the lowest of several. Without common images the comparison is unpaired.
     """
+
+    def lowest(of: Iterable[str]) -> list[str]:
+        return [min(of, key=lambda seed: (len(seed), seed))]
+
     known = set(other.images)
     common = [image for image in first.images if image in known]
     seeds = [seed for seed in first.by_seed if seed in other.by_seed]
@@ -116,14 +120,14 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     if len(common) < 2:
         folds = first.folds_of(first.images), other.folds_of(other.images)
         single = least == 1 and not all(folds)
-        a, b = (side.matrix(side.images, list(side.by_seed)[:1] if single else None) for side in sides)
+        a, b = (side.matrix(side.images, lowest(side.by_seed) if single else None) for side in sides)
         found = replace(unpaired_difference(a, b, folds=folds if all(folds) else (None, None)), paired=False)
     else:
         if folded != other.folds_of(common):
             folded, least = None, 1
         matched = folded is None and least > 1 and len(seeds) > 1
         if folded is None and least == 1:
-            a, b = (side.matrix(common, (seeds or list(side.by_seed))[:1]) for side in sides)
+            a, b = (side.matrix(common, lowest(seeds or side.by_seed)) for side in sides)
         else:
             a, b = (side.matrix(common, seeds if matched else None) for side in sides)
         by_seed = tuple((b.mean(axis=1) - a.mean(axis=1)).tolist()) if matched else ()
