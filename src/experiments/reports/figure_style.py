@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,13 +31,6 @@ TITLE, TEXT, SMALL = 11, 10, 9  # font sizes: titles; axes; ticks, legends and t
 # Names in scripts that the font lacks are drawn as boxes; a warning for each of their characters would not help.
 warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 
-# Settings of matplotlib that are not of the style, and stay as they are; so does the backend.
-NOT_STYLE = (
-    "backend", "date.epoch", "docstring", "interactive", "savefig.directory", "timezone", "tk.", "toolbar", "webagg",
-)  # fmt: skip
-DEFAULTS: dict[Any, Any] = {
-    key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(NOT_STYLE)
-}
 OURS: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
@@ -66,15 +59,8 @@ OURS: dict[Any, Any] = {
 }
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Use matplotlib's own style with OURS, whatever the user's matplotlibrc or `plt.style.use` says."""
-    of_user = {key: value for key, value in DEFAULTS.items() if matplotlib.rcParams[key] != value}
-    with matplotlib.rc_context(of_user | OURS):
-        yield
-
-
-STYLE = _style()  # a decorator
+# A decorator: matplotlib's own style with OURS, whatever the user's matplotlibrc or `plt.style.use` says.
+STYLE = style.context(["default", OURS])
 
 # Up to this number of lines, a legend fits inside the axes and the palette has enough colours.
 MOST_IN_LEGEND = 7
