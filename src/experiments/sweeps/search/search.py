@@ -57,9 +57,7 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
         return
     type(sweeper).folder = session.folder
     session.folder.mkdir(parents=True, exist_ok=True)
-    attributes = {
-        studies.SEARCH: name, studies.DATA: content, pruning.EPOCHS: max(config.epochs for config in configs),
-    }  # fmt: skip
+    attributes = {studies.SEARCH: name, pruning.EPOCHS: max(config.epochs for config in configs)}
     study = studies.open_study(setup.config, session.folder, attributes)
     session.print_lines(*search_plan(session, search_space, inspection, study.trials))
     session.print_lines(*trials.deleted_lines(setup.config, study.trials))

@@ -22,7 +22,7 @@ from experiments.training import pruning
 OWNER, PLACE, IDENTITY, REASON, RUNS = "owner", "number", "identity", "reason", "runs"
 DUPLICATE = "twin"  # number of the trial with the same runs; the name is that of stored studies
 # Names of the user attributes of a study; `pruning.EPOCHS` is another one.
-SEARCH, DATA = "search", "data"
+SEARCH = "search"
 
 
 def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
@@ -35,8 +35,8 @@ def annotate(trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
 def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> optuna.Study:
     """Return the study of a search, creating it if it does not exist; its name is that of the sweep's directory.
 
-    `attributes` has the name of the search, a hash of its data and weights, and the epochs of the longest trial. Raise
-    ConfigError if the study belongs to another search, or to other data, weights or version of this package.
+    `attributes` has the name of the search, which differs for other data and weights, and the epochs of the longest
+    trial. Raise ConfigError if the study belongs to another search.
     """
     name = folder.name
     study = optuna.create_study(
@@ -54,11 +54,6 @@ def open_study(config: Config, folder: Path, attributes: Mapping[str, Any]) -> o
         raise ConfigError(
             f"hydra.sweep.dir: the study {name} is of another search. Give another folder or sweep.storage. "
             f"Received: {folder}"
-        )
-    if about.get(DATA, attributes[DATA]) != attributes[DATA]:
-        raise ConfigError(
-            f"sweep.storage: the study {name} is of other images, weights or another version of this program: its "
-            f"trials cannot be compared with new ones. Give another sweep.seed. Received: {config.sweep.seed}"
         )
     return study
 
