@@ -267,6 +267,8 @@ class Session:
 
 def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
     """Set the jobs' identities, find their existing runs, and return what the jobs share; see `worker_tasks`."""
+    for job in jobs:
+        job.config = plan.changed(job.config, {"evaluate.test": False})  # the test split is reserved for the winner
     response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]

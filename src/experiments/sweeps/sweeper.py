@@ -115,8 +115,6 @@ class Sweeper(HydraSweeper):
             for job, (_, place) in zip(jobs, expanded, strict=True):
                 job.place = place
         setup = self.set_up([job.config for job in jobs])
-        for job in jobs:
-            job.config = plan.changed(job.config, {"evaluate.test": False})  # the test split is reserved for the winner
         inspection = inspect_jobs(jobs)
         # A job of a rung that begins with `best` may be the same run as one of another rung.
         fixed = {job.identity for job in jobs if job.place and not job.place.over}

@@ -41,8 +41,6 @@ def search(sweeper: Sweeper, overrides: Sequence[Override]) -> None:
     configs = [job.config for job in probes]
     setup = sweeper.set_up(configs)
     # The corners are inspected for what a search must not start without, such as weights, and for what trials share.
-    for job in probes:
-        job.config = plan.changed(job.config, {"evaluate.test": False})
     inspection = inspect_jobs(probes)
     content = hashlib.sha256(" ".join(job.identity for job in probes).encode()).hexdigest()
     name = search_name(configs, search_space, content)

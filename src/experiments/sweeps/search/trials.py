@@ -226,7 +226,6 @@ class Worker:
             return False
         for number, job in enumerate(trial.jobs, first):
             job.number, job.folder = number, folder / str(number)
-            job.config = plan.changed(job.config, {"evaluate.test": False})
         return True
 
     def inspect(self, batch: Sequence[Trial]) -> list[Trial]:
