@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from experiments.data.types import Dataset, ImageRecord, ImageSet, Manifest
-from experiments.evaluation.evaluate import IMAGE_METRICS, evaluate, image_score
+from experiments.evaluation.evaluate import IMAGE_METRICS, Report, evaluate, image_score
 from experiments.evaluation.statistics import wilson
 from experiments.runs.predictions import to_table
 from experiments.storage.array_cache import Rows
@@ -53,6 +53,12 @@ def splits_of(classes: tuple[str, ...], validation: list[int], test: list[int] |
 def random_scores(labels: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
     logits = np.random.default_rng(seed).normal(size=(len(labels), classes)) + 1.5 * np.eye(classes)[labels]
     return np.asarray(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), np.float32)
+
+
+def random_report(classes: tuple[str, ...], count: int = 200) -> Report:
+    labels = np.random.default_rng(0).integers(0, len(classes), count)
+    scores = random_scores(labels, len(classes))
+    return evaluate({"validation": scores}, splits_of(classes, labels.tolist()))["validation"]
 
 
 def test_binary_metrics_by_hand() -> None:

@@ -19,18 +19,11 @@ from experiments.evaluation.evaluate import Report, evaluate
 from experiments.evaluation.statistics import reliability
 from experiments.reports import figure_style, plots
 from experiments.training.types import EpochRecord
-from tests.evaluation.test_evaluate import FLOWERS, PETS, splits_of
+from tests.evaluation.test_evaluate import FLOWERS, PETS, random_report, splits_of
 
 
 def report_of(classes: tuple[str, ...], labels: list[int], scores: np.ndarray) -> Report:
     return evaluate({"validation": scores}, splits_of(classes, labels))["validation"]
-
-
-def random_report(classes: tuple[str, ...], count: int = 200) -> Report:
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, len(classes), count)
-    scores = np.exp(generator.normal(size=(count, len(classes))) + 1.5 * np.eye(len(classes))[labels])
-    return report_of(classes, labels.tolist(), scores / scores.sum(axis=1, keepdims=True))
 
 
 def history(*phases: tuple[str, int], validation: bool = True) -> list[EpochRecord]:

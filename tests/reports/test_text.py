@@ -25,13 +25,7 @@ from experiments.reports.text import (
 )
 from experiments.system.paths import tracking_uri
 from experiments.training.types import EpochRecord
-from tests.evaluation.test_evaluate import BY_HAND, FLOWERS, PETS, random_scores, splits_of
-
-
-def report_of(classes: tuple[str, ...], count: int = 200) -> Report:
-    labels = np.random.default_rng(0).integers(0, len(classes), count)
-    scores = random_scores(labels, len(classes))
-    return evaluate({"validation": scores}, splits_of(classes, labels.tolist()))["validation"]
+from tests.evaluation.test_evaluate import BY_HAND, FLOWERS, PETS, random_report, random_scores, splits_of
 
 
 def printed(report: Report) -> list[str]:
@@ -58,7 +52,7 @@ def test_the_positive_class_is_named() -> None:
 
 
 def test_more_classes_have_no_positive_one() -> None:
-    (line,) = metric_lines(report_of(tuple("abcdef")))
+    (line,) = metric_lines(random_report(tuple("abcdef")))
     assert line.startswith("validation balanced accuracy ") and "top-3 accuracy" in line and "top-5 accuracy" in line
 
 
@@ -77,7 +71,7 @@ def test_a_table_of_the_classes_and_the_pairs() -> None:
 
 def test_of_many_classes_the_worst_are_shown() -> None:
     classes = tuple(f"class_{at:02}" for at in range(30))
-    report = report_of(classes, 900)
+    report = random_report(classes, 900)
     lines = printed(report)
     assert lines[0].endswith("the 10 classes with the lowest F1 of 30")
     shown = [line.split()[0] for line in lines if line.strip().startswith("class_")]
@@ -89,18 +83,18 @@ def test_of_many_classes_the_worst_are_shown() -> None:
 
 
 def test_names_with_markup_and_control_characters_are_text() -> None:
-    text = "\n".join(printed(report_of(("[b]bold", "bell\x07"))))
+    text = "\n".join(printed(random_report(("[b]bold", "bell\x07"))))
     assert "[b]bold" in text and "\x07" not in text
 
 
 def test_metrics_of_classes_as_the_ui_groups_them() -> None:
-    report = report_of(PETS)
+    report = random_report(PETS)
     found = class_metrics(report)
     assert set(found) == {
         f"validation.{metric}_by_class/{name}" for metric in ("precision", "recall", "f1") for name in PETS
     }
     assert found["validation.recall_by_class/dog"] == report.metrics["recall"]
-    assert class_metrics(report_of(tuple(f"c{at}" for at in range(41)))) == {}
+    assert class_metrics(random_report(tuple(f"c{at}" for at in range(41)))) == {}
 
 
 def test_names_that_mlflow_accepts() -> None:
@@ -129,7 +123,7 @@ def test_names_that_mlflow_accepts() -> None:
 
 @pytest.mark.parametrize("classes", [PETS, FLOWERS])
 def test_metrics_and_tables_agree(classes: tuple[str, ...]) -> None:
-    report = report_of(classes)
+    report = random_report(classes)
     assert report.metrics["balanced_accuracy"] == pytest.approx(
         np.mean([score.recall.value for score in report.class_scores])
     )
@@ -167,5 +161,5 @@ def test_commands_for_a_finished_run() -> None:
 ])  # fmt: skip
 def test_the_ui_of_the_run_s_store_is_named(tmp_path: Path, uri: str | None, command: str) -> None:
     console = Console(file=io.StringIO(), record=True, width=100)
-    print_results(console, tmp_path, {"validation": report_of(PETS)}, "1a2b", uri=uri or tracking_uri())
+    print_results(console, tmp_path, {"validation": random_report(PETS)}, "1a2b", uri=uri or tracking_uri())
     assert f"MLflow run  1a2b   look at it: {command}\n" in console.export_text()

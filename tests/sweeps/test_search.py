@@ -12,17 +12,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, Pruned
 from experiments.sweeps import sweep_directory
 from experiments.sweeps.plan import Inspection, Job
 from experiments.sweeps.search import search as searches
-from experiments.sweeps.search.space import Space, space
+from experiments.sweeps.search.space import Space
 from experiments.tracking import liveness
 from experiments.training import pruning
 from experiments.training.types import EpochRecord, Status
+from tests.sweeps.test_space import over
 
 optuna = pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -32,10 +32,6 @@ from experiments.sweeps.search import trials  # noqa: E402 - imports Optuna
 
 def states(study: Any) -> list[str]:
     return [trial.state.name for trial in study.trials]
-
-
-def over(*arguments: str, **defaults: Any) -> Space:
-    return space(OverridesParser.create().parse_overrides(list(arguments)), defaults.get)
 
 
 def test_a_search_has_one_name_whatever_its_trials_workers_and_stores(config: Any) -> None:
