@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments.cli import report
+from experiments.cli.arguments import exit_on_error
 from experiments.deploy import saved_run
 from experiments.errors import ConfigError
 from experiments.inspection import report as making
@@ -52,6 +56,26 @@ def test_the_page_is_made_again_and_logged(
     assert "images are wrong" in text and text.count('alt="Grad-CAM of validation/') >= 3
     again = queries.artifact(uri, run.run_id, path.name)
     assert again is not None and again.read_bytes() == path.read_bytes()
+
+
+def test_the_command_writes_nothing_but_its_lines(trained: Path, tmp_path: Path) -> None:
+    """TensorFlow's first lines stood above them where the page shows Grad-CAM."""
+    command = [sys.executable, "-m", "experiments", "report", str(trained), "--output", str(tmp_path / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "page.html")] and not done.stderr
+    assert "Grad-CAM of validation/" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place, remedy", [("runs/a/report.html", "--output PATH"), ("compare", "EXPERIMENTS_HOME=")])
+def test_a_folder_that_refuses_the_user_is_answered_with_what_helps(
+    place: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report of a run is in the run's folder, whatever EXPERIMENTS_HOME names."""
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as raised, exit_on_error(OSError):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / place))
+    text = str(raised.value)
+    assert remedy in text and ("--output" in text) != ("EXPERIMENTS_HOME" in text)
 
 
 def test_the_images_may_have_moved_and_the_page_be_elsewhere(

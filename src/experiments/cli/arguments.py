@@ -35,10 +35,13 @@ def _text(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.filename:
         return str(error)
     text = f"{error.filename}: {error.strerror}"
-    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    if refused and Path(error.filename).is_relative_to(default_outputs()):
-        text += ". Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
-    return text
+    path, outputs = Path(error.filename), default_outputs()
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not path.is_relative_to(outputs):
+        return text
+    inside = path.relative_to(outputs).parts
+    if len(inside) > 2 and inside[0] in ("runs", "sweeps"):
+        return f"{text}. It is in the folder of a run or sweep; inspect and report write elsewhere with --output PATH"
+    return f"{text}. Outputs are written to another folder with EXPERIMENTS_HOME=FOLDER"
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -106,13 +106,13 @@ def explain(
         return {}, ""
     if model is None:
         return {}, "Grad-CAM is not shown: it was not requested"
-    from experiments.models.gradcam import gradcam, overlay
-
     try:
         network = model()
         network.get_layer("frozen")
     except (ConfigError, ValueError) as error:  # weights that are gone; a user's regime with a model of its own
         return {}, f"Grad-CAM is not shown: {error}"
+    from experiments.models.gradcam import gradcam, overlay  # after `model`, which holds back TensorFlow's first lines
+
     predicted = np.array([classes.index(row.predicted) for row, _ in seen])
     found = {}
     for (row, _), heat in zip(seen, gradcam(network, np.stack([pixels for _, pixels in seen]), predicted), strict=True):
