@@ -43,7 +43,7 @@ from experiments.storage.csv_files import read_rows, write_rows
 from experiments.sweeps.worker_tasks import prepare_jobs
 from experiments.system.startup import quiet_start
 from experiments.tracking import inputs, sync
-from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.checkpoints import Checkpoints, TrainingState
 from experiments.training.types import EpochRecord, TrainingResult
 
 SMALL = (
@@ -412,7 +412,7 @@ def test_an_epoch_is_logged_once_it_is_committed_and_one_trained_again_keeps_its
     assert logged == [epoch_record(0, 100), epoch_record(1, 301, loss=0.25)]
     assert len(path.read_text().splitlines()) == 1 + 2
 
-    Checkpoints(tmp_path / "checkpoints").save("scratch", State([], [], {}, False, (epoch_record(0, 100),)))
+    Checkpoints(tmp_path / "checkpoints").save("scratch", TrainingState([], [], {}, False, (epoch_record(0, 100),)))
     steps = {status: {point[3] for point in sync.points(tmp_path, {"status": status})} for status in ENDED}
     assert steps == {"FINISHED": {0, 1}, "KILLED": {0}}, "no epoch that resuming would train again"
 

@@ -22,7 +22,7 @@ from experiments.regimes.build import build_phase
 from experiments.runs.run_directory import RunDirectory
 from experiments.storage.csv_files import write_rows
 from experiments.training.callbacks import build_variables
-from experiments.training.checkpoints import Checkpoints, State, keep_last
+from experiments.training.checkpoints import Checkpoints, TrainingState, keep_last
 from experiments.training.types import EpochRecord
 
 IMAGES = [("train", "a", "x"), ("train", "b", "y"), ("validation", "c", "x"), ("validation", "d", "y")]
@@ -32,8 +32,8 @@ COUNTERS = {"wait": 2, "best": 0.25}
 class Finished(NamedTuple):
     """The files and the last state of a finished run; and a function that continues it."""
 
-    state: State
-    continued: Callable[..., State]
+    state: TrainingState
+    continued: Callable[..., TrainingState]
 
 
 def network(*layers: keras.layers.Layer) -> keras.Model:
@@ -59,11 +59,11 @@ def finished(config: Callable[..., Config], tmp_path: Path) -> Callable[..., Fin
         model = network()
         model.compile(optimizer=build_phase(before, "optimizer").optimizer())
         values = [rng.normal(size=variable.shape).astype(variable.dtype) for variable in build_variables(model)]
-        state = State(values, [np.ones(2)], COUNTERS, stopped, ())
+        state = TrainingState(values, [np.ones(2)], COUNTERS, stopped, ())
 
         def continued(
-            *more: str, images: Any = None, layers: Sequence[keras.layers.Layer] = (), state: State = state
-        ) -> State:
+            *more: str, images: Any = None, layers: Sequence[keras.layers.Layer] = (), state: TrainingState = state
+        ) -> TrainingState:
             now = config(*given, *more)
             components: Any = SimpleNamespace(config=now, phase=build_phase(now, "optimizer"))
             data = images or dataset(IMAGES)
@@ -136,7 +136,7 @@ def test_the_best_epoch_is_one_that_could_be_chosen(
     source = RunDirectory(tmp_path)
     source.write_facts({"command": {}, "first_candidate": 1})
     components: Any = SimpleNamespace(config=config(*more), continued=source)
-    state = State([], history=(EpochRecord(0, "head", 0, 0, {}), EpochRecord(1, "head", 1, 0, {})))
+    state = TrainingState([], history=(EpochRecord(0, "head", 0, 0, {}), EpochRecord(1, "head", 1, 0, {})))
     assert continuation.first_candidate(state, components, dataset(images)) == first
 
 
@@ -186,7 +186,7 @@ def test_the_last_state_is_kept_up_to_a_size(tmp_path: Path) -> None:
     records = tuple(EpochRecord(epoch, "head", epoch, 0, {}) for epoch in range(2))
     for phase in ("head", "finetune"):
         for epochs in (1, 2):
-            checkpoints.save(phase, State([np.ones(9)], [], {}, False, records[:epochs]))
+            checkpoints.save(phase, TrainingState([np.ones(9)], [], {}, False, records[:epochs]))
     assert len(saved()) == 4
     size = sum(path.stat().st_size for path in (checkpoints.folder / "finetune" / "00002").iterdir())
     keep_last(checkpoints.folder, "finetune", size)

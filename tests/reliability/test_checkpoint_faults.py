@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.training.checkpoints import KEPT, Checkpoints, State
+from experiments.training.checkpoints import KEPT, Checkpoints, TrainingState
 
 Tally = Callable[[str, int, int], None]
 Tries = Callable[[int, int], int]
@@ -23,7 +23,7 @@ SAVES = """
 import sys
 from pathlib import Path
 import numpy as np
-from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.checkpoints import Checkpoints, TrainingState
 from experiments.training.types import EpochRecord
 
 checkpoints = Checkpoints(Path(sys.argv[1]))
@@ -34,11 +34,11 @@ while True:
     epoch += 1
     history = tuple(EpochRecord(n, "phase", n, n, {"loss": 1.0 / (n + 1)}) for n in range(epoch))
     arrays = [np.full((100, 1000), epoch, "float32"), np.full(7, -epoch, "int64")]
-    checkpoints.save("phase", State(arrays, [arrays[0] + 1], {"wait": epoch}, False, history))
+    checkpoints.save("phase", TrainingState(arrays, [arrays[0] + 1], {"wait": epoch}, False, history))
 """
 
 
-def epoch_of(state: State | None) -> int:
+def epoch_of(state: TrainingState | None) -> int:
     """The epoch that a checkpoint of SAVES is of, all of it; 0 for none."""
     if state is None:
         return 0
@@ -106,7 +106,7 @@ def test_damage_to_the_last_checkpoint(started: Started, tries: Tries, tally: Ta
 def test_both_checkpoints_damaged_is_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for epoch in (1, 2):
-        checkpoints.save("phase", State([np.full(3, epoch)], [], {}, False, ()))
+        checkpoints.save("phase", TrainingState([np.full(3, epoch)], [], {}, False, ()))
     for file in tmp_path.rglob("arrays.npz"):
         file.write_bytes(file.read_bytes()[:-1])
     assert Checkpoints(tmp_path).latest("phase") is None

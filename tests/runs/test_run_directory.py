@@ -18,7 +18,7 @@ from experiments.runs.active_run import ActiveRun, open_run
 from experiments.runs.curves import Curves
 from experiments.runs.predictions import Prediction
 from experiments.runs.run_directory import CONFIG, CURVES, FACTS, MANIFEST, METRICS, RunDirectory
-from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.checkpoints import Checkpoints, TrainingState
 from experiments.training.types import EpochRecord, Status
 
 CAT = Prediction('a,"b"\n.png', "1" * 64, "Käfer", "猫", 0.75, False, {"Käfer": 0.25, "猫": 0.75})
@@ -123,7 +123,7 @@ def test_a_job_of_a_sweep_keeps_a_smaller_state_than_a_run(
     monkeypatch.setattr("experiments.runs.active_run.LARGEST_KEPT_OF_JOB", 1)
     directory, record = RunDirectory(tmp_path), EpochRecord(0, "head", 0, 0, {"loss": 1.0})
     directory.write_facts({"command": {}})
-    Checkpoints(directory.checkpoints).save("head", State([np.ones(9)], history=(record,)))
+    Checkpoints(directory.checkpoints).save("head", TrainingState([np.ones(9)], history=(record,)))
     Curves(tmp_path / CURVES, lambda _: None, lambda _: False).add(record)
     with open_run(directory, config("resume=auto", f"sweep.job={str(job).lower()}")):
         pass

@@ -18,7 +18,7 @@ from experiments.evaluation.statistics import spread_of_mean
 from experiments.sweeps import plots, rungs
 from experiments.sweeps.ladder import Climbed, climbed
 from experiments.sweeps.plan import Combination, Place
-from experiments.sweeps.summary import Row, candidates
+from experiments.sweeps.summary import JobRow, candidates
 
 RUNGS = {"head": ["regime=bottleneck"], "one": ["x=1"], "two": ["x=2"], "all": ["x=all"], "fresh": ["best", "views=0"]}
 SECONDS = {"head": 5.0, "one": 20.0, "two": 40.0, "all": 300.0, "fresh": 150.0}
@@ -36,7 +36,7 @@ def rows(
     images: int = 500,
     folds: bool = False,
     ladder: dict[str, str] | None = None,
-) -> list[Row]:
+) -> list[JobRow]:
     """The runs of a rung, one a seed or fold: right on the first so many images; None: three that have not begun."""
     found = []
     for at, count in enumerate(correct or [None] * 3):
@@ -48,13 +48,13 @@ def rows(
         number = 100 * list(RUNGS).index(rung) + at + 10 * (ladder == {"model": "large"})
         status = "NEW" if count is None else "FINISHED"
         found.append(
-            Row(number, values | {key: str(at)}, [], Path(), status, "", metrics, scores,
+            JobRow(number, values | {key: str(at)}, [], Path(), status, "", metrics, scores,
                 place=Place(rung, over, ladder or {}))
         )  # fmt: skip
     return found
 
 
-def ladder(*jobs: list[Row], **settings: str) -> Climbed:
+def ladder(*jobs: list[JobRow], **settings: str) -> Climbed:
     found = climbed(about(**settings), [row for rung in jobs for row in rung])
     assert found is not None
     return found
@@ -120,7 +120,7 @@ def test_of_equal_scores_the_cheaper_candidate_and_the_lower_rung_are_the_better
 
 
 def test_a_rung_of_lower_loss_is_a_gain() -> None:
-    def losses(jobs: list[Row]) -> list[Row]:
+    def losses(jobs: list[JobRow]) -> list[JobRow]:
         """The runs with a loss of 1 for each image on which they are wrong."""
         return [
             replace(row, scores={image: 1 - float(right) for image, right in row.scores.items()},

@@ -143,8 +143,8 @@ def test_a_head_replaced_while_it_is_read_is_not_there(tmp_path: Path, monkeypat
 
 
 def test_damaged_checkpoints_do_not_displace_those_of_the_epochs_that_are_trained_again(tmp_path: Path) -> None:
-    def state(epochs: int) -> checkpoints.State:
-        return checkpoints.State([np.zeros(3)], [], {}, False, HISTORY[:1] * epochs)
+    def state(epochs: int) -> checkpoints.TrainingState:
+        return checkpoints.TrainingState([np.zeros(3)], [], {}, False, HISTORY[:1] * epochs)
 
     first = checkpoints.Checkpoints(tmp_path)
     for epochs in (8, 9):

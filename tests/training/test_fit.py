@@ -26,7 +26,7 @@ from experiments.models.head import dense_head
 from experiments.regimes.build import build_phase
 from experiments.training import checkpoints
 from experiments.training.callbacks import EpochLogger, EpochSeeds
-from experiments.training.checkpoints import Checkpoints, State
+from experiments.training.checkpoints import Checkpoints, TrainingState
 from experiments.training.fit import fit
 from experiments.training.losses import build_loss
 from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase
@@ -740,7 +740,7 @@ def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeyp
     """By a clock on which an epoch takes a second and a checkpoint half a second, so one every five epochs."""
     save, rate, clock, saved = Checkpoints.save, PHASE.rate, [0.0], list[int]()
 
-    def slow(self: Checkpoints, phase: str, state: State) -> None:
+    def slow(self: Checkpoints, phase: str, state: TrainingState) -> None:
         saved.append(len(state.history))
         save(self, phase, dataclasses.replace(state, variables=Taking(state.variables, clock)))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Infer = Callable[[np.ndarray], np.ndarray]  # pixels [N, H, W, 3] float32 -> probabilities [N, classes] float32
 
 
-class Format(NamedTuple):
+class ExportFormat(NamedTuple):
     """One format of exported models."""
 
     file: str  # its file or directory below the exported directory
@@ -105,20 +105,20 @@ def read_tflite(path: Path) -> Infer:
     return infer
 
 
-def tflite(precision: str) -> Format:
+def tflite(precision: str) -> ExportFormat:
     write = functools.partial(write_tflite, precision)
-    return Format(f"model_{precision}.tflite", write, read_tflite, "litert", rounded=precision != "float32")
+    return ExportFormat(f"model_{precision}.tflite", write, read_tflite, "litert", rounded=precision != "float32")
 
 
 INT8 = "tflite_int8"
 FORMATS = {
-    "keras": Format("model.keras", lambda model, path, images: model.save(path), read_keras),
-    "saved_model": Format(
+    "keras": ExportFormat("model.keras", lambda model, path, images: model.save(path), read_keras),
+    "saved_model": ExportFormat(
         "saved_model",
         lambda model, path, images: model.export(path, format="tf_saved_model", verbose=False),
         read_saved_model,
     ),
-    "onnx": Format("model.onnx", write_onnx, read_onnx, "onnx"),
+    "onnx": ExportFormat("model.onnx", write_onnx, read_onnx, "onnx"),
     "tflite_float32": tflite("float32"),
     "tflite_float16": tflite("float16"),
     INT8: tflite("int8"),
@@ -199,7 +199,7 @@ def convert(model: keras.Model, name: str, path: Path, images: np.ndarray) -> In
         ) from error
 
 
-def inconvertible(model: keras.Model, form: Format) -> list[str]:
+def inconvertible(model: keras.Model, form: ExportFormat) -> list[str]:
     """Return the layers that a format cannot express, as 'name (class)'.
 
     Each is tried alone, one of every class. Layers with several inputs, such as sums, are not tried, nor are layers

@@ -21,7 +21,7 @@ from experiments.errors import DataError
 from experiments.images.file_formats import CONVERT
 
 
-class Format(NamedTuple):
+class FileFormat(NamedTuple):
     open: Callable[[io.BytesIO], Image.Image]
     # The most memory that Pillow and the decoder use for a pixel: the decoded image, its RGB, and the libraries'
     # buffers (all coefficients of a progressive JPEG, two canvases of a WebP, a strip of a TIFF, planes of the others).
@@ -49,15 +49,15 @@ def _open_heic(file: io.BytesIO) -> Image.Image:
 
 
 FORMATS = {  # by the names that `file_formats.parse` gives
-    "JPEG": Format(JpegImageFile, 16, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
-    "PNG": Format(PngImageFile, 12, (".png",)),
-    "BMP": Format(BmpImageFile, 12, (".bmp",)),
-    "WEBP": Format(WebPImageFile, 20, (".webp",)),
-    "TIFF": Format(_TiffFile, 16, (".tif", ".tiff")),
-    "PPM": Format(PpmImageFile, 16, (".ppm", ".pgm", ".pbm", ".pnm")),
-    "TGA": Format(TgaImageFile, 12, (".tga",)),
-    "JPEG2000": Format(Jpeg2KImageFile, 40, (".jp2", ".j2k", ".j2c", ".jpf", ".jpx")),
-    "AVIF": Format(AvifImageFile, 30, (".avif",)),
-    "HEIC": Format(_open_heic, 30, (".heic", ".heif")),
+    "JPEG": FileFormat(JpegImageFile, 16, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
+    "PNG": FileFormat(PngImageFile, 12, (".png",)),
+    "BMP": FileFormat(BmpImageFile, 12, (".bmp",)),
+    "WEBP": FileFormat(WebPImageFile, 20, (".webp",)),
+    "TIFF": FileFormat(_TiffFile, 16, (".tif", ".tiff")),
+    "PPM": FileFormat(PpmImageFile, 16, (".ppm", ".pgm", ".pbm", ".pnm")),
+    "TGA": FileFormat(TgaImageFile, 12, (".tga",)),
+    "JPEG2000": FileFormat(Jpeg2KImageFile, 40, (".jp2", ".j2k", ".j2c", ".jpf", ".jpx")),
+    "AVIF": FileFormat(AvifImageFile, 30, (".avif",)),
+    "HEIC": FileFormat(_open_heic, 30, (".heic", ".heif")),
 }
 SUFFIXES = tuple(suffix for format in FORMATS.values() for suffix in format.suffixes)

@@ -35,7 +35,7 @@ COSTS = ("parameters", "multiply-adds")  # columns of the tables
 BEFORE, HEAD = "(input)", "(head)"  # names for the layers before the first block and after the last one
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """One layer of the network, or the totals of a block."""
 
     block: str  # the backbone's block, BEFORE or HEAD
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 class ModelSummary(NamedTuple):
     """The network in the state in which the last phase of a run trains it."""
 
-    rows: tuple[Row, ...]  # in the order of the graph, the head's last
+    rows: tuple[LayerRow, ...]  # in the order of the graph, the head's last
     trains: Trains | None  # None: the regime does not declare it
     split_point: str | None  # the layer after the split point; POOLING: pooled features are cached; None: no split
     stored: tuple[int, ...]  # shape of the features of one image at the split point
@@ -98,11 +98,11 @@ def summarize_model(config: Config, classes: int) -> ModelSummary:
     return ModelSummary(tuple(rows), trains, divided.split_point, tuple(divided.frozen_part.output_shape[1:]))
 
 
-def layer_row(layer: keras.Layer, block: str, trained: bool) -> Row:
+def layer_row(layer: keras.Layer, block: str, trained: bool) -> LayerRow:
     shape = tuple(layer.output.shape[1:])
     moved = sum(math.prod(weight.shape) for weight in layer.trainable_weights) if trained else 0
     cost = operations(layer, shape)
-    return Row(block, layer.name, type(layer).__name__, shape, layer.count_params(), moved, not trained, cost)
+    return LayerRow(block, layer.name, type(layer).__name__, shape, layer.count_params(), moved, not trained, cost)
 
 
 def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
@@ -123,7 +123,7 @@ def operations(layer: keras.Layer, shape: Sequence[int]) -> int | None:
     return math.prod(shape[:-1]) * sum(math.prod(map(int, kernel.shape)) for kernel in kernels)
 
 
-def blocks(summary: ModelSummary) -> list[Row]:
+def blocks(summary: ModelSummary) -> list[LayerRow]:
     """Return the totals of the blocks in order, including BEFORE and HEAD."""
     found = []
     for name in dict.fromkeys(row.block for row in summary.rows):
@@ -131,7 +131,7 @@ def blocks(summary: ModelSummary) -> list[Row]:
         parameters, trained = sum(row.parameters for row in members), sum(row.trained for row in members)
         operations = sum(row.operations or 0 for row in members)
         frozen = all(row.frozen for row in members)
-        found.append(Row(name, name, "", members[-1].shape, parameters, trained, frozen, operations, len(members)))
+        found.append(LayerRow(name, name, "", members[-1].shape, parameters, trained, frozen, operations, len(members)))
     return found
 
 

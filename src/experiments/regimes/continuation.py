@@ -19,7 +19,7 @@ from experiments.models.network import split_network, stack
 from experiments.regimes.declaration import Trains, declaration_of
 from experiments.regimes.trained_weights import load_trained
 from experiments.runs.run_directory import RunDirectory
-from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, Checkpoints, State
+from experiments.training.checkpoints import LARGEST_KEPT, LARGEST_KEPT_OF_JOB, Checkpoints, TrainingState
 from experiments.training.fit import build_optimizer
 from experiments.training.types import RunComponents, monitored
 
@@ -34,7 +34,9 @@ NOT_KEPT = (
 )
 
 
-def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoints: Checkpoints) -> State | None:
+def write_first_checkpoint(
+    components: RunComponents, dataset: Dataset, checkpoints: Checkpoints
+) -> TrainingState | None:
     """Write the state with which the continued run ended as the first checkpoint of this one, and return it.
 
     `fit` then goes on as after an interruption. Nothing is written, and None returned, if this run continues no other
@@ -65,7 +67,7 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
     model = stack(network_split.trainable_part, head, training=False)
     history = tuple(record for record in source.epochs() if record.phase == phase)
     if facts["state"] is None:
-        state = State([], history=history)
+        state = TrainingState([], history=history)
         _log.warning("continue: no state of training is kept in %s (%s)", folder, NOT_KEPT)
     elif (kept := Checkpoints(Path(facts["state"])).latest(phase)) is None:
         raise ConfigError(
@@ -84,7 +86,7 @@ def write_first_checkpoint(components: RunComponents, dataset: Dataset, checkpoi
     return state
 
 
-def first_candidate(state: State, components: RunComponents, dataset: Dataset) -> int:
+def first_candidate(state: TrainingState, components: RunComponents, dataset: Dataset) -> int:
     """Return the first epoch that can be the best one of a continued run, from 0.
 
     It is the first one after the finished run if that run's scores are not comparable with those to come, or if the
@@ -100,8 +102,8 @@ def first_candidate(state: State, components: RunComponents, dataset: Dataset) -
 
 
 def continued_state(
-    state: State, components: RunComponents, dataset: Dataset, model: keras.Model, source: RunDirectory
-) -> State:
+    state: TrainingState, components: RunComponents, dataset: Dataset, model: keras.Model, source: RunDirectory
+) -> TrainingState:
     """Return the state of a finished run as this run continues it.
 
     It has no variables of the optimizer if that starts anew: if it is another one, or if its variables are others (such
@@ -140,9 +142,9 @@ def continued_state(
             "continue: the best epoch and the patience begin anew, as what the scores depend on has changed: %s",
             ", ".join(other),
         )
-        return State([*variables, *moments], history=state.history)
+        return TrainingState([*variables, *moments], history=state.history)
     patience = {"wait": 0} if state.stopped and state.stopping else {}
-    return State([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)
+    return TrainingState([*variables, *moments], state.best, {**state.stopping, **patience}, False, state.history)
 
 
 def _is_seed(variable: keras.Variable | np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from experiments.reports.text import format_score
 from experiments.sweeps import summary
 from experiments.sweeps.plan import Place, format_time, format_values
 from experiments.sweeps.rungs import BEST
-from experiments.sweeps.summary import Candidate, Row
+from experiments.sweeps.summary import Candidate, JobRow
 
 MOST_SEEDS = 20  # the largest number of seeds that is suggested
 
@@ -226,7 +226,7 @@ def climb(found: Mapping[tuple[str, str], Step], settings: Mapping[str, Any], ob
     return ladder
 
 
-def climbed(about: Mapping[str, Any], rows: Sequence[Row]) -> Climbed | None:
+def climbed(about: Mapping[str, Any], rows: Sequence[JobRow]) -> Climbed | None:
     """Return the finished part of the ladders of a sweep with these jobs, or None if it has no rungs."""
     config, objective = about.get("config", {}), about["objective"]
     if not config.get("sweep", {}).get("rungs"):

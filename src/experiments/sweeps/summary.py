@@ -34,7 +34,7 @@ STEERED = ("early_stopping", "best_weights", "threshold.recall", "threshold.prec
 
 
 @dataclass(frozen=True)
-class Row:
+class JobRow:
     """A job of the sweep, with its results."""
 
     number: int
@@ -64,7 +64,7 @@ class Candidate:
     """A combination of the swept values: jobs that differ only in seed and fold."""
 
     values: Mapping[str, str]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[JobRow] = field(default_factory=list)
     interval: Interval = UNKNOWN  # of the objective
     repeats: int = 1  # number of its jobs, of which a search records the first one before the others
 
@@ -105,7 +105,7 @@ class Candidate:
         return self.seconds + float(np.mean([row.reused for row in self.rows]))
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+def read(folder: Path) -> tuple[dict[str, Any], list[JobRow]]:
     """Return the content of sweep.json, and the jobs; raise ConfigError if the directory holds no sweep."""
     about = sweep_directory.read(folder)
     if not about:
@@ -120,18 +120,18 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     ]
 
 
-def read_jobs(folder: Path, objective: str) -> list[Row]:
+def read_jobs(folder: Path, objective: str) -> list[JobRow]:
     """Return the jobs of a sweep with their validation scores; those whose records are unchanged are not read again."""
     paths = sorted(folder.glob(f"[0-9]*/{JOB}"))
     return [_read_job(path, path.stat().st_mtime_ns, compared(objective)) for path in paths]
 
 
 @functools.cache
-def _read_job(path: Path, written: int, metric: str) -> Row:
+def _read_job(path: Path, written: int, metric: str) -> JobRow:
     return _row(read_json(path), path.parent, "validation", metric)
 
 
-def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
+def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> JobRow:
     """Return a job with its scores on a split's images, if a directory holds the results of the planned run."""
     identity, status = job.get("identity", ""), job["status"]
     found = job_directory(own.parent, job["number"], Path(job["folder"]), identity)
@@ -150,7 +150,7 @@ def _row(job: Mapping[str, Any], own: Path, split: str, metric: str) -> Row:
             status = facts.get("status", Status.NEW)
         if status == Status.FINISHED:  # its results are missing
             status = Status.NEW
-    return Row(
+    return JobRow(
         job["number"], job["values"], job["overrides"], directory.folder, status, job.get("reason", ""),
         found.metrics() if found else {},
         {f"{prediction.path} {prediction.sha256}": image_score(metric, prediction) for prediction in predictions},
@@ -171,7 +171,7 @@ def compared(objective: str) -> str:
     return objective if objective in IMAGE_METRICS else "accuracy"
 
 
-def candidates(rows: Sequence[Row], objective: str, repeats: int = 1) -> list[Candidate]:
+def candidates(rows: Sequence[JobRow], objective: str, repeats: int = 1) -> list[Candidate]:
     """Return the rows as candidates, the best first; those with an unfinished or failed run come last, unranked."""
     found: dict[str, Candidate] = {}
     key = f"validation.{objective}"
@@ -201,7 +201,9 @@ def is_on_target(found: Sequence[Candidate], objective: str, target: float) -> b
     return any(interval.low >= target for interval in intervals)
 
 
-def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], command: str, final: bool) -> list[str]:
+def sentences(
+    ranked: Sequence[Candidate], objective: str, held: Sequence[JobRow], command: str, final: bool
+) -> list[str]:
     """Return the conclusion in sentences.
 
     Args:
@@ -232,7 +234,7 @@ def sentences(ranked: Sequence[Candidate], objective: str, held: Sequence[Row], 
     return lines + held_out_sentences(winner, held, final)
 
 
-def held_out_sentences(winner: Candidate, held: Sequence[Row], final: bool) -> list[str]:
+def held_out_sentences(winner: Candidate, held: Sequence[JobRow], final: bool) -> list[str]:
     """Return sentences on the winner's results on images that no job has read; arguments as in `sentences`."""
     lines = []
     done = [row for row in held if row.status == Status.FINISHED and row.scores]
@@ -300,7 +302,7 @@ def table(ranked: Sequence[Candidate], objective: str) -> list[list[str]]:
     return lines
 
 
-def _numbers(rows: Sequence[Row]) -> str:
+def _numbers(rows: Sequence[JobRow]) -> str:
     """Return the numbers of jobs in short: 0,2,4 or 0-8, or 0,2,...,16 if some between belong to others."""
     numbers = [row.number for row in rows]
     if len(numbers) <= 3:

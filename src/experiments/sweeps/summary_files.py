@@ -19,7 +19,7 @@ from experiments.sweeps import ladder
 from experiments.sweeps.plan import format_values, is_folded
 from experiments.sweeps.summary import (
     Candidate,
-    Row,
+    JobRow,
     candidates,
     held_out_sentences,
     is_on_target,
@@ -34,13 +34,13 @@ from experiments.training.types import UNFINISHED, Status
 class Standing(NamedTuple):
     """The candidates of a sweep, and which of them it recommends so far."""
 
-    jobs: list[Row]  # without final runs, and without rungs above the end of a climb
+    jobs: list[JobRow]  # without final runs, and without rungs above the end of a climb
     ranked: list[Candidate]  # the best first
     winner: Candidate | None  # None before any has finished
     climbed: ladder.Climbed | None  # of a ladder sweep, whose winner is the rung to use
 
 
-def standing(about: Mapping[str, Any], rows: Sequence[Row]) -> Standing:
+def standing(about: Mapping[str, Any], rows: Sequence[JobRow]) -> Standing:
     """Return the standing of a sweep from the content of its sweep.json and its jobs."""
     jobs = [row for row in rows if not row.final]
     if climbed := ladder.climbed(about, jobs):
@@ -113,7 +113,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def failures(rows: Sequence[Row]) -> list[str]:
+def failures(rows: Sequence[JobRow]) -> list[str]:
     """Return why each failed job has failed; of jobs whose reasons begin and end alike, whole for the first of them."""
     texts, numbers = [], dict[tuple[str, str], int]()
     for row in rows:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from experiments.errors import ConfigError
 from experiments.system.private_api import accumulated_gradients, batch_counter
-from experiments.training.checkpoints import State
+from experiments.training.checkpoints import TrainingState
 from experiments.training.types import EpochRecord, PhaseInputs, TrainingContext, TrainingPhase, monitored
 
 KERAS_NAMES = {"validation_loss": "val_data_loss", "validation_accuracy": "val_accuracy"}
@@ -220,9 +220,9 @@ def build_variables(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def assign_variables(model: keras.Model, state: State) -> None:
+def assign_variables(model: keras.Model, state: TrainingState) -> None:
     """Assign the variables of a checkpoint to a compiled model and to its optimizer, unless that starts anew."""
-    starts_anew = len(state.variables) == len(model.variables)  # the optimizer, see `State`
+    starts_anew = len(state.variables) == len(model.variables)  # the optimizer, see `TrainingState`
     variables = model.variables if starts_anew else build_variables(model)
     for variable, value in zip(variables, state.variables, strict=True):
         variable.assign(value)
@@ -260,7 +260,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             counters = {"wait": stopping.wait, "best": float(stopping.best)} if stopping else {}
             self.context.checkpoints.save(
                 self.phase,
-                State(
+                TrainingState(
                     variables=[np.asarray(variable) for variable in build_variables(self.model)],
                     best=(stopping and stopping.best_weights) or [],
                     stopping=counters,

@@ -33,7 +33,7 @@ LARGEST_KEPT, LARGEST_KEPT_OF_JOB = 100e6, 10e6
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """The state of training at the end of an epoch."""
 
     # The variables of the model and its optimizer, in Keras's order; the model's only if the optimizer starts anew.
@@ -46,7 +46,7 @@ class State:
 
 def save(folder: Path, model: keras.Model, history: Sequence[EpochRecord]) -> None:
     """Write a model's weights and its training history to a directory, replacing an existing one."""
-    _write(folder, State(model.get_weights(), history=tuple(history)))
+    _write(folder, TrainingState(model.get_weights(), history=tuple(history)))
 
 
 def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
@@ -62,7 +62,7 @@ def load(folder: Path, model: keras.Model) -> tuple[EpochRecord, ...] | None:
     return state.history
 
 
-def read(folder: Path) -> State | str:
+def read(folder: Path) -> TrainingState | str:
     """Return the state that a directory holds, or, as a string, the reason why the directory cannot be used."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def read(folder: Path) -> State | str:
         with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
             variables, best = ([arrays[key] for key in arrays if key.startswith(name)] for name in ("variable", "best"))
         history = tuple(EpochRecord(**record) for record in meta["history"])
-        return State(variables, best, meta["stopping"], meta["stopped"], history)
+        return TrainingState(variables, best, meta["stopping"], meta["stopped"], history)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
 
@@ -89,13 +89,13 @@ class Checkpoints:
     def __init__(self, folder: Path, share: float = 0.1) -> None:
         self.folder, self.share = folder, share
         self._saved, self._cost = time.monotonic(), 0.0  # the time of the last save, and how many seconds it took
-        self._found: dict[str, State | None] = {}
+        self._found: dict[str, TrainingState | None] = {}
         self._saved_epochs: dict[str, int] = {}  # phase -> number of epochs that its latest checkpoint holds
         # A run has one process at a time, so that a temporary directory can only be left from one that was killed.
         for torn in folder.glob("*/.*"):
             shutil.rmtree(torn, ignore_errors=True)
 
-    def latest(self, phase: str) -> State | None:
+    def latest(self, phase: str) -> TrainingState | None:
         """Return the last undamaged checkpoint of a phase; damaged ones are logged as warnings and skipped."""
         if phase not in self._found:
             folders = sorted((self.folder / phase).glob("[0-9]*"), reverse=True)
@@ -120,7 +120,7 @@ class Checkpoints:
         """Whether enough time has passed since the last checkpoint, given `share`."""
         return (time.monotonic() - self._saved) * self.share >= self._cost * (1 - self.share)
 
-    def save(self, phase: str, state: State) -> None:
+    def save(self, phase: str, state: TrainingState) -> None:
         """Write a checkpoint after the last epoch in `state.history`, and delete all but the last KEPT up to it.
 
         Later ones are damaged: otherwise training would have continued from them.
@@ -155,16 +155,16 @@ def keep_last(folder: Path, phase: str | None, largest: float) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _undamaged(folder: Path) -> State | None:
+def _undamaged(folder: Path) -> TrainingState | None:
     """Return the state that a directory holds; None if it is damaged, which is logged as a warning."""
     state = read(folder)
-    if isinstance(state, State):
+    if isinstance(state, TrainingState):
         return state
     logging.getLogger(__name__).warning("%s is damaged (%s) and is not used", folder, state)
     return None
 
 
-def _write(folder: Path, state: State) -> None:
+def _write(folder: Path, state: TrainingState) -> None:
     """Write a state to a directory atomically, replacing an existing one."""
     arrays = {f"variable{at}": array for at, array in enumerate(state.variables)}
     arrays |= {f"best{at}": array for at, array in enumerate(state.best)}

@@ -9,14 +9,18 @@ from typing import Any
 import keras
 
 from experiments.training.callbacks import EpochSeeds, assign_variables
-from experiments.training.checkpoints import State
+from experiments.training.checkpoints import TrainingState
 from experiments.training.fit import compile_model, fast_convolutions
 from experiments.training.losses import class_weights, loss_of_guessing
 from experiments.training.types import PhaseInputs, Progress, TrainingPhase
 
 
 def range_test(
-    inputs: PhaseInputs, phase: TrainingPhase, rates: Sequence[float], progress: Progress, state: State | None = None
+    inputs: PhaseInputs,
+    phase: TrainingPhase,
+    rates: Sequence[float],
+    progress: Progress,
+    state: TrainingState | None = None,
 ) -> tuple[list[float], float]:
     """Train the model of a phase on one batch at each learning rate, until the loss diverges.
 

@@ -29,7 +29,7 @@ _LABELS = ("label", "labels", "class", "classname", "category", "target")
 _SPLITS = ("split", "subset", "dataset", "partition")
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """A row of a table."""
 
     line: int  # of the file, from 1
@@ -45,7 +45,7 @@ class Table:
 
     file: Path
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[LabelRow]
     path: str  # the column of paths
     label: str  # the column of classes
     split: str | None  # the column of splits
@@ -105,7 +105,7 @@ def list_rows(table: Table, base: Path, *, count_others: bool = True) -> Listing
     root = base
     if not all(Path(place).is_relative_to(base) for place in places):
         root = Path(os.path.commonpath([os.path.dirname(place) for place in places]))
-    rows: dict[str, Row] = {}  # by path
+    rows: dict[str, LabelRow] = {}  # by path
     unlabelled = not any(row.label for row in table.rows if row.split == "test")
     skipped: list[SkippedImage] = []
     for row, place in found:
@@ -154,7 +154,7 @@ def read_table(file: Path, path_column: str | None, label_column: str | None, sp
     notes: list[str] = []
     class_of = class_names((row[label] for _, row in rows), notes)
     named = zip(rows, splits, strict=True)
-    found = [Row(line, row, row[path], class_of[row[label]], name) for (line, row), name in named]
+    found = [LabelRow(line, row, row[path], class_of[row[label]], name) for (line, row), name in named]
     return Table(file, columns, found, path, label, split or None, notes)
 
 
@@ -214,7 +214,7 @@ def _column(key: str, given: str | None, found: Sequence[str], columns: Sequence
     return found[0] if given is None else given
 
 
-def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[Row, str]]]:
+def _locate(table: Table, base: Path) -> tuple[list[DataIssue], list[tuple[LabelRow, str]]]:
     """Return an issue for every row without an image, and the other rows with the absolute paths of their files."""
     issues, found = [], []
     images_in = functools.cache(_images_by_stem)
@@ -264,7 +264,7 @@ def _images_by_stem(folder: str) -> dict[str, str]:
     return {stem: name for stem, name in names if count[stem] == 1}
 
 
-def _row_issue(table: Table, row: Row) -> str | None:
+def _row_issue(table: Table, row: LabelRow) -> str | None:
     """Return what is wrong with a row whose image exists, and None if it can be used."""
     where = f"line {row.line} of {table.file.name}"
     if not row.label:

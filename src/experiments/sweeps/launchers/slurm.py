@@ -23,7 +23,7 @@ from experiments.runs.run_directory import RunDirectory
 from experiments.sweeps.launchers.processes import GRACE, LOG, last_lines
 from experiments.sweeps.launchers.remote_job import work
 from experiments.sweeps.launchers.scheduler import JobLauncher, need_package, to_dict
-from experiments.sweeps.launchers.slurm_queue import ENDED, GONE, State, cancel, outside_job, query
+from experiments.sweeps.launchers.slurm_queue import ENDED, GONE, JobState, cancel, outside_job, query
 from experiments.sweeps.plan import PlannedRun
 from experiments.training.types import Status
 
@@ -64,7 +64,7 @@ class SlurmLauncher(JobLauncher):
         self.cpus_per_task, self.signal_delay_s = cpus_per_task, signal_delay_s
         self.parameters = {**parameters, "cpus_per_task": cpus_per_task, "slurm_signal_delay_s": signal_delay_s}
         self.slurm = {key: value for key, value in to_dict(slurm).items() if value is not None}
-        self.states: dict[str, State] = {}  # of the running jobs by their ids, as SLURM was last asked
+        self.states: dict[str, JobState] = {}  # of the running jobs by their ids, as SLURM was last asked
         self.queried = -math.inf  # when: time.monotonic()
         self.ended_at: dict[str, float] = {}  # time.monotonic() at which a job was first seen to have ended
         self.logged: set[str] = set()  # reasons for which jobs wait

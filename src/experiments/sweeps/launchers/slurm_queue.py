@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class State:
+class JobState:
     """The state of a job in SLURM's queue, and why it is in that state."""
 
     name: str
@@ -24,7 +24,7 @@ class State:
         return self.name if self.reason in ("", "None") else f"{self.name} ({self.reason})"
 
 
-GONE = State("GONE", "the job is no longer in the queue and left no result")
+GONE = JobState("GONE", "the job is no longer in the queue and left no result")
 # States in which a job does not run again; a job that is queued once more is PENDING, with the same id.
 ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
@@ -32,7 +32,7 @@ ENDED = frozenset({
 })  # fmt: skip
 
 
-def query() -> dict[str, State] | None:
+def query() -> dict[str, JobState] | None:
     """Return the states of this user's jobs by their ids, or None if SLURM does not answer."""
     command = ["squeue", f"--user={os.getuid()}", "--array", "--states=all", "--noheader", "--format=%i|%T|%r"]
     try:
@@ -44,7 +44,7 @@ def query() -> dict[str, State] | None:
         _log.warning("SLURM: squeue failed: %s", done.stderr.strip())
         return None
     lines = (line.split("|", 2) for line in done.stdout.splitlines())
-    return {job_id: State(name, reason) for job_id, name, reason in lines}
+    return {job_id: JobState(name, reason) for job_id, name, reason in lines}
 
 
 def cancel(job_ids: Sequence[str]) -> None:
