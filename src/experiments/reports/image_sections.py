@@ -105,7 +105,7 @@ def explain(
     if not seen:
         return {}, ""
     if model is None:
-        return {}, "Grad-CAM is not shown: it was not requested"
+        return {}, "Grad-CAM is not shown: the model does not give the scores of the run"
     try:
         network = model()
         network.get_layer("frozen")
