@@ -28,7 +28,7 @@ from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, sweeper, terminal
 from experiments.sweeps.launchers import local, processes
-from experiments.sweeps.plan import Inspection, Job
+from experiments.sweeps.plan import InspectedJobs, Job
 from experiments.system import paths, redaction, signals
 
 
@@ -44,7 +44,7 @@ def context() -> Iterator[HydraContext]:
     ("runs", "text"), [(1, "about 8 s"), (3, "about 16 s"), (22, "about 88 s"), (30, "about 2 min")]
 )
 def test_a_plan_has_a_duration_of_seconds_or_minutes(runs: int, text: str) -> None:
-    inspection = Inspection([], features_missing=False, seconds=8.0, held_out=False)
+    inspection = InspectedJobs([], features_missing=False, seconds=8.0, held_out=False)
     assert terminal.duration(inspection, runs, slots=2) == [f"  {text}: runs like these took 8 s"]
 
 
@@ -53,7 +53,7 @@ def test_a_plan_has_as_many_final_runs_as_there_will_be(
     held_out: bool, fold: str, several: bool, config: Callable[..., Config]
 ) -> None:
     jobs = [Job(at, [f"data.fold={fold}"], {"seed": str(at)}, config(f"seed={at}"), Path()) for at in range(2)]
-    inspection = Inspection([], features_missing=False, seconds=None, held_out=held_out)
+    inspection = InspectedJobs([], features_missing=False, seconds=None, held_out=held_out)
     finals = "runs, one for each of 2 seeds" if several else "run"
     assert terminal.grid_plan("a", jobs, inspection)[0].endswith(f", then the winner's final {finals}")
 

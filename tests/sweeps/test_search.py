@@ -16,7 +16,7 @@ import pytest
 from experiments.config.schema import Config
 from experiments.errors import ConfigError, Pruned
 from experiments.sweeps import sweep_directory
-from experiments.sweeps.plan import Inspection, Job
+from experiments.sweeps.plan import InspectedJobs, Job
 from experiments.sweeps.search import search as searches
 from experiments.sweeps.search.space import Space
 from experiments.tracking import liveness
@@ -207,14 +207,14 @@ def test_a_point_that_cannot_be_run_fails_alone_and_a_lost_store_ends_the_start(
 ) -> None:
     lost = False
 
-    def inspect_jobs(jobs: list[Job]) -> Inspection:
+    def inspect_jobs(jobs: list[Job]) -> InspectedJobs:
         if lost:
             raise ConfigError("the tracking store is away")
         if any(job.values.get("b") == "2" for job in jobs):
             raise ConfigError("b: must be at most 1")
         for job in jobs:
             job.identity = str(job.values)
-        return Inspection([], False, None, True)
+        return InspectedJobs([], False, None, True)
 
     def start(found: Space, *overrides: str) -> Drawing:
         worker = drawing(config, tmp_path, found, *overrides)

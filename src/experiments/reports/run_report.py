@@ -77,7 +77,7 @@ def write(
 ) -> Path:
     """Write the report of a run that has its results, and return its path: by default REPORT in the run directory.
 
-    The data root is None if it is not known. `model` returns the model, for Grad-CAM; None: it does not give the scores.
+    The data root is None if it is not known. `model` returns the model, for Grad-CAM; None: it contradicts the scores.
     """
     target = target or directory.folder / REPORT
     atomic_files.write_file(target, html(read(directory), root, model).encode())

@@ -99,7 +99,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class InspectedJobs:
     """What the jobs of a sweep share, found by building their networks and reading their data."""
 
     lines: list[str]  # for the plan

@@ -23,7 +23,7 @@ from experiments.storage.atomic_files import PATIENCE, claim
 from experiments.sweeps import plan, sweep_directory, terminal
 from experiments.sweeps.launchers import processes, scheduler
 from experiments.sweeps.launchers.scheduler import JobLauncher
-from experiments.sweeps.plan import Inspection, Job
+from experiments.sweeps.plan import InspectedJobs, Job
 from experiments.system.progress import PlainConsole, Terminal
 from experiments.system.redaction import redacted
 from experiments.training.types import Status
@@ -52,7 +52,7 @@ class Session:
         ConfigError: the sweep's directory holds another sweep.
     """
 
-    def __init__(self, setup: Setup, name: str, inspection: Inspection) -> None:
+    def __init__(self, setup: Setup, name: str, inspection: InspectedJobs) -> None:
         self.setup, self.config, self.name = setup, setup.config, name
         place = Path(setup.master.hydra.sweep.dir)
         typed = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in setup.master.hydra.overrides.hydra)
@@ -265,7 +265,7 @@ class Session:
             raise
 
 
-def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
+def inspect_jobs(jobs: Sequence[Job]) -> InspectedJobs:
     """Set the jobs' identities, find their existing runs, and return what the jobs share; see `worker_tasks`."""
     for job in jobs:
         job.config = plan.changed(job.config, {"evaluate.test": False})  # the test split is reserved for the winner
@@ -277,7 +277,7 @@ def inspect_jobs(jobs: Sequence[Job]) -> Inspection:
             job.folder = Path(known["folder"])
         else:
             job.deleted = known.get("deleted")
-    return Inspection(**response)
+    return InspectedJobs(**response)
 
 
 def planned_run(job: Job, launcher: JobLauncher, parent: str | None) -> plan.PlannedRun:

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.config.identity import REPEATS
-from experiments.sweeps.plan import Inspection, Job, format_short, format_time, format_values, is_folded, short_keys
+from experiments.sweeps.plan import InspectedJobs, Job, format_short, format_time, format_values, is_folded, short_keys
 from experiments.system.progress import fits, plain_table
 from experiments.training.types import Status
 
 LONGEST_WORD = 24  # characters of a cell's word that is not broken
 
 
-def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[str]:
+def grid_plan(name: str, jobs: Sequence[Job], inspection: InspectedJobs) -> list[str]:
     """Return how many jobs there are and how many are done, what they share, and how long they may take."""
     settings = jobs[0].config.sweep
     new = [job for job in jobs if job.same_as is None and job.status != Status.FINISHED]
@@ -40,7 +40,7 @@ def grid_plan(name: str, jobs: Sequence[Job], inspection: Inspection) -> list[st
     return lines
 
 
-def _counts(jobs: Sequence[Job], new: Sequence[Job], inspection: Inspection) -> list[str]:
+def _counts(jobs: Sequence[Job], new: Sequence[Job], inspection: InspectedJobs) -> list[str]:
     """Return how many jobs there are, to be run (`new`), finished and the same as others, and the final runs."""
     settings = jobs[0].config.sweep
     partial = sum(job.status == Status.PARTIAL for job in new)
@@ -58,7 +58,7 @@ def _counts(jobs: Sequence[Job], new: Sequence[Job], inspection: Inspection) -> 
     return parts
 
 
-def duration(inspection: Inspection, runs: int, slots: int) -> list[str]:
+def duration(inspection: InspectedJobs, runs: int, slots: int) -> list[str]:
     """Return a line about how long runs may take, if similar ones were run before."""
     if not inspection.seconds or not runs:
         return []

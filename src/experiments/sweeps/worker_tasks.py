@@ -130,7 +130,7 @@ def inspect_jobs(configs: Sequence[Config]) -> dict[str, Any]:
     Returns:
         jobs: a mapping for each job: `identity`; `status`, `folder`, `run_id` and `threads` of an existing run;
             `deleted`, the id of a deleted MLflow run, if there is no other run.
-        lines, features_missing, seconds, held_out: see `plan.Inspection`.
+        lines, features_missing, seconds, held_out: see `plan.InspectedJobs`.
     """
     first = configs[0]
     uri = first.tracking.uri

@@ -18,7 +18,7 @@ from experiments.config.identity import defining, effective
 from experiments.config.schema import Config
 from experiments.errors import ConfigError
 from experiments.sweeps import plan, terminal
-from experiments.sweeps.plan import Inspection
+from experiments.sweeps.plan import InspectedJobs
 from experiments.sweeps.search.space import Space, space
 from experiments.sweeps.session import Session, inspect_jobs
 from experiments.system.redaction import redact_credentials
@@ -99,7 +99,7 @@ def search_name(configs: Sequence[Config], search_space: Space, content: str) ->
 
 
 def search_plan(
-    session: Session, search_space: Space, inspection: Inspection, trials: Sequence[FrozenTrial]
+    session: Session, search_space: Space, inspection: InspectedJobs, trials: Sequence[FrozenTrial]
 ) -> list[str]:
     """Return how many trials are done and how many remain, what they share and how long they may take."""
     settings = session.config.sweep
