@@ -296,6 +296,19 @@ def test_a_selection_that_cannot_be_used(animals: Path, classes: dict[str, list[
     assert text in str(raised.value) and str(raised.value).startswith("data.classes: ")
 
 
+def test_a_class_that_hydra_reads_as_something_else_is_shown_in_quotes(tmp_path: Path) -> None:
+    """The nearest class of data.classes=[true,2023_01] was what had been typed."""
+    root = draw(tmp_path / "data", [f"{name}/{at}.png" for name in ("true", "2023_01", "cat") for at in range(3)])
+    for typed in ("True", "202301"):
+        with pytest.raises(ConfigError) as raised:
+            read(root, classes={"cat": ["cat"], typed: [typed]})
+        (shown,) = re.findall(r"As text Hydra reads it in quotes: 'data.classes=\[(.*),\.\.\.\]'", str(raised.value))
+        assert shown == {"True": '"true"', "202301": '"2023_01"'}[typed]
+    with pytest.raises(ConfigError) as raised:
+        read(root, classes={"cats": ["cats"], "true": ["true"]})
+    assert "in quotes" not in str(raised.value)
+
+
 def test_small_classes_are_dropped_and_listed(animals: Path) -> None:
     with pytest.raises(DataError) as raised:
         read(animals)

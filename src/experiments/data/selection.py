@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from experiments.config.messages import nearest
+from experiments.config.overrides import as_typed
 from experiments.data.issues import printable
 from experiments.data.listing import Listing
 from experiments.data.types import SkippedImage
@@ -29,7 +31,9 @@ def select_classes(listing: Listing, classes: Mapping[str, Sequence[str]]) -> Li
         close = {name: nearest(name, listing.classes) for name in unknown}
         hints = ", ".join(f"{name!r}" + (f" (nearest: {near!r})" if near else "") for name, near in close.items())
         found = ", ".join(map(printable, listing.classes)) or "none"
-        raise ConfigError(f"data.classes: no such class: {hints}. Classes of this data: {found}")
+        special = [near for near in close.values() if near and as_typed("key", near) != shlex.quote(f"key={near}")]
+        quotes = f". As text Hydra reads it in quotes: 'data.classes=[\"{special[0]}\",...]'" if special else ""
+        raise ConfigError(f"data.classes: no such class: {hints}. Classes of this data: {found}{quotes}")
     if len(classes) < 2 or len(set(names)) < len(names):
         problem = "two or more classes are needed" if len(classes) < 2 else "a class can be selected only once"
         raise ConfigError(f"data.classes: {problem}. Received: {dict(classes)}")
