@@ -120,6 +120,10 @@ def test_settings_that_do_not_fit_the_classes(
     assert str(raised.value) == line
 
 
+def test_the_fewest_classes_of_an_objective_are_enough(config: Read) -> None:
+    assert decision_of(config("objective=top3_accuracy"), splits_of((*FLOWERS, "violet"), [0, 1])) == Decision()
+
+
 def test_what_a_run_records_is_read_back() -> None:
     for decision in (Decision("cat", 0.25), Decision("cat")):
         assert recorded(decision.facts(), PETS) == decision

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.config import schema
-from experiments.evaluation.training_checks import best_epoch, candidate_epochs, warnings_of
+from experiments.evaluation.training_checks import best_epoch, candidate_epochs, past_the_best, warnings_of
 from experiments.training.types import EpochRecord, TrainingResult
 
 Read = Callable[..., schema.Config]
@@ -128,3 +128,17 @@ def test_chance_is_that_of_the_number_of_classes(config: Read) -> None:
     curves = ([1.0, 1.5, 1.6, 1.7, 1.8, 2.0], [2.0] * 6)
     assert all(value < math.log(10) for curve in curves for value in curve)
     assert found_in(config("regime=finetune"), fitted(*curves, scores=ten), LABELS % 10) == []
+
+
+@pytest.mark.parametrize("best, last, after, before, warned", [
+    (0.10, 0.16, 3, 9, True), (0.10, 0.13, 3, 9, False), (1.00, 1.19, 3, 9, False), (1.00, 1.21, 3, 9, True),
+    (0.10, 0.16, 2, 9, False), (0.10, 0.16, 10, 30, True), (0.10, 0.16, 9, 31, False),
+])  # fmt: skip
+def test_a_last_epoch_past_the_best_one(
+    best: float, last: float, after: int, before: int, warned: bool, config: Read
+) -> None:
+    """Worse by a fifth and by 0.05, and at least three epochs and a quarter of all after the best one."""
+    monitored = [*np.linspace(2, best, before), *np.linspace(best, last, after + 1)[1:]]
+    found = past_the_best(config(), monitored, before - 1, 40)
+    assert (found is not None) == warned
+    assert found is None or f"The best epoch was {before} of {before + after}" in found
