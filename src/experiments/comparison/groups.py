@@ -11,6 +11,11 @@ import numpy as np
 from experiments.evaluation.statistics import Interval, mean_interval, score_interval
 
 
+def seed_order(seed: str) -> tuple[int, str]:
+    """Return the key by which seeds are sorted: whole numbers, or interpolations."""
+    return len(seed), seed
+
+
 @dataclass(frozen=True)
 class Scores:
     """The scores of every image by the runs of one configuration, which differ in seed and fold only."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from experiments.comparison.groups import Scores
+from experiments.comparison.groups import Scores, seed_order
 from experiments.evaluation.statistics import (
     LEVEL,
     SMALLEST_P,
@@ -110,7 +110,7 @@ def compare_runs(first: Scores, other: Scores) -> Difference:
     """
 
     def lowest(of: Iterable[str]) -> list[str]:
-        return [min(of, key=lambda seed: (len(seed), seed))]
+        return [min(of, key=seed_order)]
 
     known = set(other.images)
     common = [image for image in first.images if image in known]

@@ -95,10 +95,8 @@ def list_images(root: Path) -> Listing:
         if outside and not groups:
             issues = [issue for issue in issues if issue.text != _OUTSIDE]
             text += f". Its {outside:,} images are in no class folder: if the classes are in their names, use "
-            text += (
-                "data=filenames 'data.pattern=\"(?P<label>[a-z]+)\\.\\d+\\.jpg\"' (for cat.0.jpg); if in a CSV file, "
-            )
-            text += "data=csv"
+            text += "data=filenames 'data.pattern=\"(?P<label>[a-z]+)\\.\\d+\\.jpg\"' (for cat.0.jpg); if in a CSV "
+            text += "file, data=csv"
         issues.append(DataIssue(str(root), text, skippable=False))
     images = []
     for split, name in groups:

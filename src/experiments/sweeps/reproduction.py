@@ -112,8 +112,7 @@ def train(job: Job, parent: str | None) -> None:
         name = run_name(job.values["experiment"], job.config.model.name, f"seed{job.values['seed']}")
         job.folder = Path(job.config.outputs) / "runs" / name
     own = any(override.startswith("runtime.threads=") for override in job.overrides)
-    # No claim is about the test split.
-    settings = {"evaluate.test": False, "runtime.threads": None if own else job.threads, "sweep.parent": parent}
+    settings = {"runtime.threads": None if own else job.threads, "sweep.parent": parent}
     reason = processes.join(processes.start("experiments.train", "run_planned", plan.planned(job, settings)))
     job.run_id = RunDirectory(job.folder).facts().get("run_id")
     job.status, job.reason = (Status.FAILED, reason) if reason else (Status.FINISHED, "")

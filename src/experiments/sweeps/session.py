@@ -266,9 +266,12 @@ class Session:
 
 
 def inspect_jobs(jobs: Sequence[Job]) -> InspectedJobs:
-    """Set the jobs' identities, find their existing runs, and return what the jobs share; see `worker_tasks`."""
+    """Set the jobs' identities, find their existing runs, and return what the jobs share; see `worker_tasks`.
+
+    No job is evaluated on the test split from here on: it is reserved for a sweep's winner, see `planned_run`.
+    """
     for job in jobs:
-        job.config = plan.changed(job.config, {"evaluate.test": False})  # the test split is reserved for the winner
+        job.config = plan.changed(job.config, {"evaluate.test": False})
     response = processes.run_worker_task("inspect_jobs", [job.config for job in jobs])
     for job, known in zip(jobs, response.pop("jobs"), strict=True):
         job.identity = known["identity"]

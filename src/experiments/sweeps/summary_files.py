@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.comparison.groups import seed_order
 from experiments.comparison.page import markdown_code, markdown_table, markdown_text
 from experiments.errors import ConfigError
 from experiments.runs.candidate_runs import without_repeats
@@ -133,7 +134,7 @@ def _winner_record(winner: Candidate) -> dict[str, Any]:
         "identities": {row.values.get("seed", ""): row.identity for row in winner.rows},
         "folders": {row.values.get("seed", ""): str(row.folder) for row in winner.rows},
         "folded": any(is_folded(row.overrides) for row in winner.rows),
-        "seeds": sorted(seeds, key=lambda seed: (len(seed), seed)),  # whole numbers, or interpolations
+        "seeds": sorted(seeds, key=seed_order),
     }  # fmt: skip
 
 
